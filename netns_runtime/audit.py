@@ -1,0 +1,89 @@
+"""Writes audit events as JSON lines to one descriptor.
+
+The supervisor and the proxy write to the same file, each line by one `write(2)` to a descriptor
+opened with O_APPEND, so lines never mix. A line that cannot be written raises `AuditError`; the
+proxy then refuses the flow (no record, no egress).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from netns_runtime.errors import UsageError
+from netns_runtime.events import event_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class AuditError(Exception):
+    """The audit line could not be written in full."""
+
+
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+
+
+class AuditLog:
+    """Events of one sandbox. `fd` is borrowed, never closed here; None means nobody asked for them.
+
+    `listener`, where given, sees every event after it was written.
+    """
+
+    def __init__(
+        self,
+        fd: int | None,
+        sandbox: str,
+        listener: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.fd = fd
+        self.sandbox = sandbox
+        self.listener = listener
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Write one event. Raises AuditError when the line did not get out whole."""
+        if self.fd is None and self.listener is None:
+            return
+        line = event_of(event, self.sandbox, **fields)
+        if self.fd is not None:
+            data = (_encode(line) + "\n").encode("ascii")
+            try:
+                written = os.write(self.fd, data)
+                while written < len(data):
+                    written += os.write(self.fd, data[written:])
+            except OSError as error:
+                raise AuditError(f"cannot write the audit: {error.strerror}") from error
+        if self.listener is not None:
+            self.listener(line)
+
+
+def open_audit(target: str) -> int:
+    """Open `FILE` or `fd:N` for appending and return a descriptor that the caller owns.
+
+    A file is created with mode 0600; a symbolic link at its end, and anything but a regular file,
+    a FIFO or a character device, is refused: root must not append where a link of CMD's points.
+    """
+    if target.startswith("fd:"):
+        number = target[3:]
+        if not number.isdigit():
+            raise UsageError(f"--audit {target}: fd:N takes a descriptor number")
+        try:
+            return os.dup(int(number))
+        except OSError as error:
+            raise UsageError(
+                f"--audit {target}: descriptor {number} is not open", remedy="pass an open one"
+            ) from error
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        fd = os.open(target, flags | os.O_NONBLOCK, 0o600)
+    except OSError as error:
+        remedy = "name the file itself, not a link" if error.errno == 40 else ""
+        raise UsageError(f"--audit {target}: {error.strerror}", remedy=remedy) from error
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        os.close(fd)
+        raise UsageError(f"--audit {target}: not a regular file, FIFO or device")
+    os.set_blocking(fd, True)
+    return fd

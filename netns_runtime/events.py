@@ -1,0 +1,80 @@
+"""The audit vocabulary: which events there are and which fields they carry (DESIGN.md, "Contracts").
+
+An event is a flat dict. `event_of` checks names at birth, so that a misspelt field is a bug here
+and not a surprise in somebody's log reader. Fields whose value is None are left out.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+EVENTS: Final = frozenset(
+    {
+        "sandbox.started",
+        "sandbox.exited",
+        "connect.refused",
+        "dns.answered",
+        "dns.refused",
+        "flow.decided",
+        "flow.closed",
+        "http.request",
+        "ws.opened",
+        "ws.closed",
+        "secret.substituted",
+        "secret.withheld",
+        "publish.request",
+    }
+)
+
+FIELDS: Final = frozenset(
+    {
+        "pid",
+        "comm",
+        "exe",
+        "host",
+        "address",
+        "port",
+        "protocol",
+        "entry",
+        "action",
+        "reason",
+        "rule",
+        "said_by",
+        "bytes_in",
+        "bytes_out",
+        "duration_ms",
+        # Not in the contract's list, told in README.md: free text, counts and ids.
+        "detail",
+        "remedy",
+        "flow",
+        "count",
+        "totals",
+        "counted_by",
+        "code",
+        "method",
+        "path",
+        "status",
+        "probe",
+        "uid",
+        "command",
+    }
+)
+
+
+def timestamp(now: datetime | None = None) -> str:
+    """RFC 3339, UTC, microseconds: `2026-11-21T08:00:00.000000Z`."""
+    moment = now or datetime.now(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def event_of(event: str, sandbox: str, **fields: Any) -> dict[str, Any]:
+    """Build one audit event. Raises ValueError for a name that is not in the vocabulary."""
+    if event not in EVENTS:
+        raise ValueError(f"no audit event is called {event!r}")
+    unknown = fields.keys() - FIELDS
+    if unknown:
+        raise ValueError(f"no audit field is called {min(unknown)!r}")
+    line: dict[str, Any] = {"event": event, "time": timestamp(), "sandbox": sandbox}
+    line.update((key, value) for key, value in fields.items() if value is not None)
+    return line
