@@ -1,0 +1,145 @@
+"""The values a policy is made of. All are frozen and picklable:
+the supervisor sends a whole `Policy` to the proxy.
+
+A `Rule` lets the executables it names (or, without `binaries`, any process) reach its endpoints.
+An `Endpoint` is a host pattern with ports; its `inspection` keeps what the file says about
+requests, which this version does not enforce (schema.py decides what may load).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Final
+
+from netns_runtime.policy.hosts import is_wildcard
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An executable as the kernel knows it; `device` is its dev_t (major << 20 | minor)."""
+
+    inode: int
+    device: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """One entry of `binaries`: a path or glob, and what it was found to be at launch.
+
+    `identities` is empty until `identify_binaries` ran; an entry without identities matches nobody.
+    """
+
+    path: str
+    line: int = 0
+    identities: tuple[Identity, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a file says about requests on an endpoint, validated and kept, not enforced yet."""
+
+    protocol: str | None = None
+    tls: str | None = None
+    enforcement: str | None = None
+    access: str | None = None
+    path: str | None = None
+    rules: tuple[dict[str, Any], ...] = ()
+    deny_rules: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a rule lets a flow go.
+
+    `host` is a canonical host or pattern; "" is any host, and then `allowed_ips` is not empty.
+    `ports` None is any port. `allowed_ips` empty means the usual screening (screening.py).
+    `unenforced` is a restriction on requests that this version cannot apply, as the file words it;
+    such an endpoint allows nothing, because part of a restriction would be none.
+    """
+
+    host: str
+    ports: tuple[int, ...] | None
+    allowed_ips: tuple[Network, ...] = ()
+    line: int = 0
+    inspection: Inspection | None = None
+    unenforced: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.host and not self.allowed_ips:
+            raise ValueError("an endpoint without a host needs allowed_ips")
+        if self.ports is not None and not self.ports:
+            raise ValueError("an endpoint needs a port")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Endpoints and who may use them.
+
+    `text` is how messages and the audit name the rule: `name (file:line)` or `--allow HOST`.
+    `binaries` None is any process; an empty tuple is none, as in OpenShell.
+    """
+
+    text: str
+    endpoints: tuple[Endpoint, ...]
+    binaries: tuple[Binary, ...] | None = None
+
+
+Candidate = tuple[Rule, Endpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Rules, none of which restricts another: what no rule allows is refused.
+
+    `notes` are lines for the user about parts of a file that are not enforced here.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    notes: tuple[str, ...] = ()
+    _exact: dict[str, tuple[Candidate, ...]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+    _patterns: tuple[Candidate, ...] = field(init=False, repr=False, compare=False, default=())
+
+    def __post_init__(self) -> None:
+        exact: dict[str, list[Candidate]] = {}
+        patterns: list[Candidate] = []
+        for rule in self.rules:
+            for endpoint in rule.endpoints:
+                if endpoint.host and not is_wildcard(endpoint.host):
+                    exact.setdefault(endpoint.host, []).append((rule, endpoint))
+                else:
+                    patterns.append((rule, endpoint))
+        self._exact.update((host, tuple(found)) for host, found in exact.items())
+        object.__setattr__(self, "_patterns", tuple(patterns))
+
+    @staticmethod
+    def merged(*policies: Policy) -> Policy:
+        """One policy that allows what any of them allows."""
+        return Policy(
+            tuple(rule for policy in policies for rule in policy.rules),
+            tuple(note for policy in policies for note in policy.notes),
+        )
+
+    def candidates(self, host: str) -> tuple[Candidate, ...]:
+        """Rules and endpoints that may concern `host`: its exact ones and every pattern."""
+        return self._exact.get(host, ()) + self._patterns
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Every host or pattern that the rules name, for listings."""
+        named = {endpoint.host for rule in self.rules for endpoint in rule.endpoints}
+        return tuple(sorted(named - {""}))
+
+
+EMPTY: Final = Policy()
+
+
+def network_of(address: IPv4Address | IPv6Address) -> Network:
+    """The network that holds this one address."""
+    return IPv4Network(address) if isinstance(address, IPv4Address) else IPv6Network(address)
