@@ -11,10 +11,8 @@ from typing import Final
 
 GATEWAY_IPV4: Final = IPv4Address("10.200.0.1")
 SANDBOX_IPV4: Final = IPv4Address("10.200.0.2")
-IPV4_PREFIX: Final = 24
 GATEWAY_IPV6: Final = IPv6Address("fd00:c8::1")
 SANDBOX_IPV6: Final = IPv6Address("fd00:c8::2")
-IPV6_PREFIX: Final = 64
 
 SANDBOX_LINK: Final = "eth0"
 GATEWAY_LINK: Final = "gw0"

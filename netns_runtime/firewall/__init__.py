@@ -1,0 +1,1 @@
+"""The gateway's nftables rules: a pure ruleset and the thin half that loads it."""

@@ -1,0 +1,1 @@
+"""Namespaces, links, cgroups, and the way CMD is put into them."""
