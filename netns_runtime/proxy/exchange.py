@@ -1,0 +1,417 @@
+"""Absolute-form HTTP/1.1: one request of a client, its upstream, and the response.
+
+Every request is decided anew, whatever the one before was allowed. h11 frames both sides, so
+nothing passes that it did not understand; hop-by-hop headers end here. An upstream connection is
+kept for the next request to the same target. `exchange` returns whether the client's connection
+can carry another request; a WebSocket's 101 gives both sockets to the relay.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import h11
+import trio
+
+from netns_runtime.address import AddressError, HostPort, parse_authority
+from netns_runtime.audit import AuditError
+from netns_runtime.proxy.admit import (
+    Client,
+    answer,
+    begin,
+    ended_by,
+    hand_over,
+    linger,
+    malformed,
+    open_flow,
+    record,
+)
+from netns_runtime.proxy.peer import Peer
+from netns_runtime.proxy.refuse import Refusal, response_of
+from netns_runtime.wire import ProtocolError
+from netns_runtime.wire.forward import (
+    DEFAULT_PORTS,
+    AbsoluteTarget,
+    end_to_end,
+    request_headers,
+    split_absolute,
+)
+from netns_runtime.wire.head import HEAD_LIMIT
+
+if TYPE_CHECKING:
+    from netns_runtime.proxy.flow import Flow
+    from netns_runtime.proxy.sandbox import Sandbox
+    from netns_runtime.wire.head import RequestHead
+
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Upstream:
+    """A connection to a target, kept from one request to the next."""
+
+    flow: Flow
+    sock: socket.socket
+    peer: Peer
+    bytes_out: int = 0
+    bytes_in: int = 0
+    used: bool = False
+    fresh: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Upstreams:
+    """At most one upstream at a time for one client's connection."""
+
+    sandbox: Sandbox
+    kept: Upstream | None = field(default=None)
+
+    def take(self, target: HostPort) -> Upstream | None:
+        """The kept upstream, where it is the target's and has not ended meanwhile."""
+        upstream = self.kept
+        if upstream is None:
+            return None
+        if upstream.flow.target == target and _is_quiet(upstream.sock):
+            self.kept = None
+            return upstream
+        self.close()
+        return None
+
+    def close(self) -> None:
+        """End what is kept."""
+        if self.kept is not None:
+            end(self.sandbox, self.kept)
+            self.kept = None
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False  # its end, or a response that nobody asked for
+
+
+def end(sandbox: Sandbox, upstream: Upstream, **ended: str) -> None:
+    """Close an upstream connection and write its flow's last line."""
+    upstream.sock.close()
+    sandbox.close_flow(
+        upstream.flow, bytes_in=upstream.bytes_in, bytes_out=upstream.bytes_out, **ended
+    )
+
+
+class _UpstreamFailed(Exception):
+    """Upstream ended or broke HTTP."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+async def exchange(
+    sandbox: Sandbox, client: Client, upstreams: Upstreams, head: RequestHead
+) -> bool:
+    """Serve one request whose head was read. Whether the client may send another."""
+    try:
+        absolute = split_absolute(head)
+        target = parse_authority(absolute.authority, DEFAULT_PORTS[absolute.scheme])
+    except ProtocolError as error:
+        await malformed(sandbox, client, error)
+        return False
+    except AddressError as error:
+        await malformed(sandbox, client, ProtocolError(f"the URL's host: {error}"))
+        return False
+    while True:
+        flow, refusal = begin(sandbox, client, target, "http")
+        request = _Request(sandbox, client, head, absolute, flow)
+        if refusal is not None:
+            return await request.refuse(record(sandbox, flow, refusal) or refusal)
+        upstream = upstreams.take(target)
+        if upstream is not None:
+            flow.address, flow.id = upstream.flow.address, upstream.flow.id
+            flow.started, upstream.flow = upstream.flow.started, flow
+            sandbox.flows[flow.id] = flow
+            unrecorded = record(sandbox, flow, None)
+            if unrecorded is not None:
+                end(sandbox, upstream, **ended_by(unrecorded))
+                return await request.refuse(unrecorded)
+        else:
+            opened = await open_flow(sandbox, client, flow)
+            if isinstance(opened, Refusal):
+                return await request.refuse(opened)
+            upstream = Upstream(flow, opened.sock, Peer(opened.sock))
+        keep = await request.carry(upstreams, upstream)
+        if not request.stale:
+            return keep
+
+
+class _Request:
+    """One request on its way; h11 holds the state of both sides."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        client: Client,
+        head: RequestHead,
+        absolute: AbsoluteTarget,
+        flow: Flow,
+    ) -> None:
+        self.sandbox = sandbox
+        self.client = client
+        self.head = head
+        self.absolute = absolute
+        self.flow = flow
+        self.down = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
+        self.up = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
+        self.answered = False
+        self.logged = False
+        self.stale = False
+
+    def log(self, status: int, refusal: Refusal | None = None) -> None:
+        """Write `http.request`, once."""
+        if self.logged:
+            return
+        self.logged = True
+        fields = self.flow.fields()
+        fields |= {
+            "method": self.head.method,
+            "path": self.absolute.shown_path,
+            "status": status,
+            "action": "refuse" if refusal and refusal.said_by == "policy" else "allow",
+            "rule": self.flow.decision.rule,
+            "said_by": refusal.said_by if refusal else "upstream",
+            "reason": refusal.reason if refusal else None,
+        }
+        try:
+            self.sandbox.audit.write("http.request", **fields)
+        except AuditError as error:
+            self.sandbox.report(f"flow {self.flow.id}: {error}")
+
+    async def refuse(self, refusal: Refusal) -> bool:
+        """Answer in place of upstream. The connection stays open where nothing is in the way."""
+        self.log(refusal.status, refusal)
+        keep = (
+            self.head.version == (1, 1)
+            and not self.head.has_body
+            and b"close" not in self.head.words(b"connection")
+            and refusal.status < 500
+        )
+        if keep:
+            await self.client.peer.send(response_of(refusal, self.head, keep_alive=True))
+            return True
+        await answer(self.client, refusal, self.head)
+        return False
+
+    async def carry(self, upstreams: Upstreams, upstream: Upstream) -> bool:
+        """Send the request, bring back the response. Sets `stale` where it may be tried again."""
+        sandbox = self.sandbox
+        refusal: Refusal | None = None
+        ended: dict[str, str] = {}
+        owned = True
+        upstream.fresh = upstream.bytes_in
+        try:
+            self.down.receive_data(self.head.raw + self.client.reader.rest())
+            self.down.next_event()
+            await self._send_head(upstream)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._request_up, upstream)
+                switched = await self._response_down(upstream)
+                nursery.cancel_scope.cancel()
+            if switched:
+                owned = False
+                self._switch(upstream)
+                return False
+            if self._reusable(self.up):
+                upstream.used = True
+                upstreams.kept = upstream
+                owned = False
+        except* (_UpstreamFailed, h11.LocalProtocolError) as group:
+            refusal = self._failure_of(_first(group))
+        except* (h11.RemoteProtocolError, ProtocolError) as group:
+            refusal = Refusal("http_request_error", f"the request's content: {_first(group)}")
+        except* OSError as group:
+            ended = {
+                "reason": "connection_terminated",
+                "said_by": "sandbox",
+                "detail": str(_first(group)),
+            }
+        finally:
+            if owned:
+                end(sandbox, upstream, **(ended_by(refusal) if refusal else ended))
+        if ended:
+            return False
+        if refusal is not None:
+            if self._may_repeat(upstream, refusal):
+                self.stale = True
+                self.client.reader.feed(self.down.trailing_data[0])
+                return True
+            return await self._give_up(refusal)
+        if not self._reusable(self.down):
+            if self.down.their_state is h11.SEND_BODY:
+                await linger(self.client)
+            return False
+        self.client.reader.feed(self.down.trailing_data[0])
+        return True
+
+    def _may_repeat(self, upstream: Upstream, refusal: Refusal) -> bool:
+        """Whether a kept connection ended just as it was used again (RFC 9112, 9.3.1)."""
+        return (
+            refusal.reason == "connection_terminated"
+            and upstream.used
+            and upstream.bytes_in == upstream.fresh
+            and not self.head.has_body
+            and self.head.method in _IDEMPOTENT
+        )
+
+    def _failure_of(self, error: BaseException) -> Refusal:
+        reason = error.reason if isinstance(error, _UpstreamFailed) else "http_protocol_error"
+        target = self.flow.target
+        return Refusal(
+            reason,
+            f"{target.host}: {error}",
+            host=target.host,
+            port=target.port,
+            address=self.flow.address,
+        )
+
+    async def _give_up(self, refusal: Refusal) -> bool:
+        self.log(refusal.status, refusal)
+        if not self.answered:
+            await answer(self.client, refusal, self.head, unread=True)
+        else:
+            # The response has begun: a reset says that this was not its end.
+            self.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        return False
+
+    @staticmethod
+    def _reusable(side: h11.Connection) -> bool:
+        return side.our_state is h11.DONE and side.their_state is h11.DONE
+
+    async def _send_head(self, upstream: Upstream) -> None:
+        authority = str(self.flow.target)
+        if self.flow.target.port == DEFAULT_PORTS[self.absolute.scheme]:
+            authority = authority.rpartition(":")[0]
+        request = h11.Request(
+            method=self.head.method,
+            target=self.absolute.path,
+            headers=request_headers(self.head, authority.encode("ascii")),
+        )
+        await self._up(upstream, request)
+
+    async def _up(self, upstream: Upstream, event: h11.Event) -> None:
+        data = self.up.send(event)
+        if data:
+            try:
+                await upstream.peer.send(data)
+            except OSError as error:
+                # It may have answered already (413); the response's side will tell.
+                self.up.send_failed()
+                if self.up.their_state is h11.ERROR:
+                    raise _UpstreamFailed("connection_terminated", str(error.strerror)) from error
+                return
+            upstream.bytes_out += len(data)
+
+    async def _request_up(self, upstream: Upstream) -> None:
+        """The client's content, as it comes."""
+        while True:
+            event = self.down.next_event()
+            if event is h11.NEED_DATA:
+                data = await self.client.peer.receive()
+                self.down.receive_data(data)
+                continue
+            if isinstance(event, h11.Data):
+                if self.up.our_state is h11.ERROR:
+                    return
+                await self._up(upstream, h11.Data(data=event.data))
+                continue
+            if isinstance(event, h11.EndOfMessage):
+                if self.up.our_state is not h11.ERROR:
+                    trailers = end_to_end(event.headers.raw_items())
+                    await self._up(upstream, h11.EndOfMessage(headers=trailers))
+                return
+            return
+
+    async def _response_down(self, upstream: Upstream) -> bool:
+        """The response, as it comes. True once upstream switched to another protocol."""
+        peer, target = upstream.peer, self.flow.target
+        while True:
+            try:
+                event = self.up.next_event()
+            except h11.RemoteProtocolError as error:
+                begun = "http_response_incomplete" if self.answered else "http_protocol_error"
+                raise _UpstreamFailed(begun, str(error)) from error
+            if event is h11.NEED_DATA:
+                try:
+                    data = await peer.receive()
+                except OSError as error:
+                    raise _UpstreamFailed("connection_terminated", str(error.strerror)) from error
+                if not data and not self.answered:
+                    raise _UpstreamFailed("connection_terminated", f"{target} closed unanswered")
+                upstream.bytes_in += len(data)
+                self.up.receive_data(data)
+            elif isinstance(event, h11.InformationalResponse):
+                if event.status_code == 101:
+                    await self._informational(event)
+                    return True
+                if self.head.version == (1, 1):
+                    await self._informational(event)
+            elif isinstance(event, h11.Response):
+                self.answered = True
+                self.log(event.status_code)
+                await self._down(self._response_of(event))
+            elif isinstance(event, h11.Data):
+                await self._down(h11.Data(data=event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                await self._down(h11.EndOfMessage(headers=end_to_end(event.headers.raw_items())))
+                return False
+            else:
+                raise _UpstreamFailed("http_response_incomplete", "upstream closed early")
+
+    def _response_of(self, event: h11.Response) -> h11.Response:
+        headers = end_to_end(event.headers.raw_items())
+        if self.down.their_state is h11.SEND_BODY:
+            headers.append((b"Connection", b"close"))
+        return h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
+
+    async def _informational(self, event: h11.InformationalResponse) -> None:
+        headers = end_to_end(event.headers.raw_items())
+        if event.status_code == 101:
+            self.log(101)
+            self.answered = True
+            headers += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
+        await self._down(
+            h11.InformationalResponse(
+                status_code=event.status_code, headers=headers, reason=event.reason
+            )
+        )
+
+    async def _down(self, event: h11.Event) -> None:
+        data = self.down.send(event)
+        if data:
+            await self.client.peer.send(data)
+
+    def _switch(self, upstream: Upstream) -> None:
+        """Both sides left HTTP: what they hold unread goes first, the relay carries the rest."""
+        flow = self.flow
+        flow.protocol = "websocket"
+        hand_over(
+            self.sandbox,
+            self.client,
+            flow,
+            upstream.sock,
+            to_client=self.up.trailing_data[0],
+            to_upstream=self.down.trailing_data[0],
+            counted=(upstream.bytes_in, upstream.bytes_out),
+        )
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group

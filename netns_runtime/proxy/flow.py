@@ -1,0 +1,94 @@
+"""One flow: a target that a client asked for, from the decision to its end.
+
+A `Flow` gathers what the audit says about it. Nothing here does input or output; `decided` and
+`closed` return the fields of the two audit lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from netns_runtime.address import HostPort
+    from netns_runtime.owner import Owner
+    from netns_runtime.policy import Decision
+    from netns_runtime.proxy.refuse import Refusal
+
+
+def owner_fields(owner: Owner | None) -> dict[str, Any]:
+    """What an audit line says about the process."""
+    if owner is None:
+        return {}
+    return {"pid": owner.pid, "comm": owner.comm, "exe": owner.exe}
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """`started` is trio's time in seconds. `address` is the one dialled, once there is one."""
+
+    id: int
+    target: HostPort
+    protocol: str
+    started: float
+    owner: Owner | None
+    decision: Decision
+    reported: bool = False
+    address: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What all lines of this flow have in common."""
+        return {
+            "flow": self.id,
+            "host": self.target.host,
+            "port": self.target.port,
+            "address": self.address,
+            "protocol": self.protocol,
+            "entry": "explicit",
+            **owner_fields(self.owner),
+        }
+
+    def decided(self, refusal: Refusal | None = None) -> dict[str, Any]:
+        """The fields of `flow.decided`; with `refusal`, of a flow that will not be dialled."""
+        fields = self.fields()
+        if refusal is not None:
+            fields["address"] = refusal.address or self.address
+            return {
+                **fields,
+                "action": "refuse",
+                "reason": refusal.reason,
+                "rule": refusal.rule,
+                "said_by": refusal.said_by,
+                "detail": refusal.detail,
+                "remedy": refusal.remedy or None,
+            }
+        decision = self.decision
+        fields["action"] = "allow"
+        fields["rule"] = decision.rule
+        fields["said_by"] = "policy"
+        if self.reported:
+            fields["reason"] = decision.reason
+            fields["detail"] = f"would be refused: {decision.detail}"
+            fields["remedy"] = decision.remedy or None
+        return fields
+
+    def closed(
+        self,
+        now: float,
+        *,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        reason: str | None = None,
+        said_by: str | None = None,
+        detail: str | None = None,
+    ) -> dict[str, Any]:
+        """The fields of `flow.closed`."""
+        return {
+            **self.fields(),
+            "bytes_in": bytes_in,
+            "bytes_out": bytes_out,
+            "duration_ms": round((now - self.started) * 1000, 3),
+            "reason": reason,
+            "said_by": said_by,
+            "detail": detail,
+        }

@@ -1,0 +1,116 @@
+"""One sandbox as everything in proxy/ takes it: a value that holds its policy, audit and sources.
+
+A process may serve many. Whatever reaches outside (the owner table, the supervisor's answers, the
+resolver) is given at birth, so that tests give stand-ins.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from netns_runtime.audit import AuditError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from netns_runtime.audit import AuditLog
+    from netns_runtime.config import ProxyConfig
+    from netns_runtime.owner import Owner
+    from netns_runtime.proxy.flow import Flow
+    from netns_runtime.proxy.relay import Relay
+    from netns_runtime.proxy.resolve import Resolver
+
+DEADLINES = {"head": 30.0, "keepalive": 300.0, "connect": 30.0, "dns": 5.0, "exe": 0.25}
+"""Seconds; `ProxyConfig.timeouts` overrides by name. An open tunnel has no deadline."""
+
+EXE_TTL = 60.0
+EXE_NAMES = 1024
+
+
+class OwnerSource(Protocol):
+    """Who sent the SYN from this address and port of the sandbox."""
+
+    def owner_of(self, ip: str, port: int) -> Owner | None:
+        """None where the kernel recorded nobody."""
+
+
+class ExeSource(Protocol):
+    """Asks the supervisor, which may read /proc, for an executable's path."""
+
+    def __call__(self, pid: int, inode: int, device: int) -> Awaitable[str | None]:
+        """None where it cannot be known any more."""
+
+
+@dataclass(slots=True, eq=False)
+class Sandbox:
+    """`report` takes one line about a bug of ours; `connections` counts what clients hold open."""
+
+    config: ProxyConfig
+    audit: AuditLog
+    resolver: Resolver
+    relay: Relay
+    owners: OwnerSource | None = None
+    exe_of: ExeSource | None = None
+    report: Callable[[str], None] = lambda line: None
+    connections: int = 0
+    flows: dict[int, Flow] = field(default_factory=dict)
+    ids: Iterator[int] = field(default_factory=lambda: count(1))
+    _exes: OrderedDict[tuple[int, int], tuple[float, str]] = field(default_factory=OrderedDict)
+
+    def deadline(self, name: str) -> float:
+        """Seconds that the step `name` may take."""
+        return self.config.timeouts.get(name, DEADLINES[name])
+
+    async def owner_of(self, ip: str, port: int) -> Owner | None:
+        """The process behind a client's address, its executable named where that is known in time.
+
+        A path is remembered for EXE_TTL seconds only: an inode's number can be used again.
+        """
+        if self.owners is None:
+            return None
+        owner = self.owners.owner_of(ip, port)
+        if owner is None or owner.exe is not None or not owner.exe_inode or self.exe_of is None:
+            return owner
+        key = (owner.exe_device, owner.exe_inode)
+        known = self._exes.get(key)
+        if known is not None and known[0] > trio.current_time():
+            return replace(owner, exe=known[1])
+        path = None
+        with trio.move_on_after(self.deadline("exe")):
+            path = await self.exe_of(owner.pid, owner.exe_inode, owner.exe_device)
+        if path is None:
+            return owner
+        self._exes[key] = (trio.current_time() + EXE_TTL, path)
+        while len(self._exes) > EXE_NAMES:
+            self._exes.popitem(last=False)
+        return replace(owner, exe=path)
+
+    def close_flow(
+        self,
+        flow: Flow,
+        *,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        reason: str | None = None,
+        said_by: str | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Write `flow.closed`. A line that cannot be written any more is reported, once a flow."""
+        self.flows.pop(flow.id, None)
+        fields = flow.closed(
+            trio.current_time(),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            reason=reason,
+            said_by=said_by,
+            detail=detail,
+        )
+        try:
+            self.audit.write("flow.closed", **fields)
+        except AuditError as error:
+            self.report(f"flow {flow.id}: {error}")

@@ -1,0 +1,137 @@
+"""Serves sandboxes: their listening sockets, one relay, and the control socket.
+
+`serve` runs until the supervisor says stop or ends; then every flow is closed, each with its
+`flow.closed` line. `main` is the process: it imports everything, waits for its configuration, gives
+up its privileges, says ready, and serves.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import idna
+import trio
+
+from netns_runtime import layout
+from netns_runtime.audit import AuditLog
+from netns_runtime.proxy import privileges
+from netns_runtime.proxy.control import Control, receive_config
+from netns_runtime.proxy.explicit import accept_clients
+from netns_runtime.proxy.peer import tune
+from netns_runtime.proxy.relay import Relay
+from netns_runtime.proxy.resolve import NameServers, Resolver, SystemResolver
+from netns_runtime.proxy.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from netns_runtime.config import ProxyConfig
+    from netns_runtime.proxy.sandbox import OwnerSource
+
+# A client of ours speaks first: the kernel accepts when it did, at the latest after this.
+DEFER_ACCEPT = 1
+
+
+def resolver_of(config: ProxyConfig) -> Resolver:
+    """What the configuration says to resolve names with."""
+    return SystemResolver() if config.use_system_resolver else NameServers(config.nameservers)
+
+
+def flows_of(sandbox: Sandbox) -> list[dict[str, Any]]:
+    """The open flows as netns-debug shows them; `duration_ms` so far."""
+    now = trio.current_time()
+    return [
+        {
+            key: value
+            for key, value in flow.fields().items()
+            | {
+                ("rule", flow.decision.rule),
+                ("duration_ms", round((now - flow.started) * 1000)),
+            }
+            if value is not None
+        }
+        for flow in sandbox.flows.values()
+    ]
+
+
+async def serve(
+    sandbox: Sandbox, listeners: Sequence[socket.socket], control: Control | None = None
+) -> None:
+    """Serve one sandbox. Without a control socket, until cancelled. Listeners are borrowed."""
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sandbox.relay.run)
+            for listener in listeners:
+                listener.setblocking(False)
+                tune(listener)
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_ACCEPT)
+                nursery.start_soon(accept_clients, sandbox, listener, nursery)
+            if control is None:
+                await trio.sleep_forever()
+            else:
+                control.say({"kind": "ready"})
+                await control.serve(partial(flows_of, sandbox))
+            nursery.cancel_scope.cancel()
+    finally:
+        sandbox.relay.close_all("connection_terminated", "sandbox", "the sandbox ended")
+        sandbox.relay.close()
+
+
+def _owners_of(config: ProxyConfig, fds: list[int]) -> OwnerSource | None:
+    if not fds:
+        return None
+    from netns_runtime.probes.owners import OwnerTable
+
+    return OwnerTable(fds[0], config.cookie)
+
+
+def _import_the_rest(config: ProxyConfig) -> None:
+    """Whatever Python imports at first use, now: afterwards nothing can be."""
+    import_module("encodings.idna")
+    idna.encode("bücher.test", uts46=True, std3_rules=True)
+    if not config.use_system_resolver:
+        import_module("netns_runtime.proxy.dnsclient")
+
+
+async def _run(
+    config: ProxyConfig, fds: dict[str, list[int]], owners: OwnerSource | None, sock: socket.socket
+) -> None:
+    control = Control(sock)
+    audit = AuditLog(fds["audit"][0] if "audit" in fds else None, config.sandbox)
+    relay = Relay(crashed=lambda error: control.report(f"relay: {type(error).__name__}: {error}"))
+    sandbox = Sandbox(
+        config,
+        audit,
+        resolver_of(config),
+        relay,
+        owners=owners,
+        exe_of=control.exe_of,
+        report=control.report,
+    )
+    with ExitStack() as stack:
+        listeners = [
+            stack.enter_context(socket.socket(fileno=fd)) for fd in fds.get("explicit", [])
+        ]
+        await serve(sandbox, listeners, control)
+
+
+def main(control_fd: int) -> int:
+    """The proxy process. Returns its exit status."""
+    parent = os.getppid()
+    privileges.make_unreadable()
+    with socket.socket(fileno=control_fd) as control:
+        received = receive_config(control)
+        if received is None:
+            return 0
+        config, fds = received
+        _import_the_rest(config)
+        owners = _owners_of(config, fds.get("owners", []))
+        if os.geteuid() == 0:
+            privileges.give_up(layout.PROXY_UID, flows=config.limits.flows, parent=parent)
+        trio.run(_run, config, fds, owners, control)
+    return 0
