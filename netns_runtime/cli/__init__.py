@@ -1,0 +1,1 @@
+"""The two commands: netns-run and netns-debug."""

@@ -1,0 +1,204 @@
+"""`netns-debug`: what sandboxes there are, what was refused in them, and whether one could start.
+
+Every subcommand has a form for people and, with --json, one for programs. Errors are one line on
+stderr and exit status 125; `doctor` exits 1 when a sandbox could not start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from netns_runtime import __version__, state
+from netns_runtime.cli.text import columns, pairs, say, say_json
+from netns_runtime.errors import EXIT_FAILED, NetnsError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+USAGE: Final = """\
+usage: netns-debug COMMAND [SANDBOX] [--json]
+
+  list              the running sandboxes
+  show [SANDBOX]    one of them, whole
+  stats [SANDBOX]   refused connects: exact counts by reason, and where to
+  doctor            what a sandbox needs of this machine, and what is missing
+  gc                remove what killed sandboxes left
+
+SANDBOX may be left out while only one is running. --json on each.
+exit status: 0; 1 from doctor if a sandbox could not start; 125 for any error
+"""
+
+
+def main() -> int:
+    """The process: its value is the exit status."""
+    try:
+        return _run(sys.argv[1:])
+    except NetnsError as error:
+        sys.stderr.write(f"netns-debug: {error}\n")
+        return error.status
+    except KeyboardInterrupt:
+        return 128 + 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+
+
+def _run(words: list[str]) -> int:
+    as_json = "--json" in words
+    rest = [word for word in words if word != "--json"]
+    if not rest or rest[0] in ("--help", "-h"):
+        sys.stdout.write(USAGE)
+        return 0 if rest else EXIT_FAILED
+    if rest[0] == "--version":
+        sys.stdout.write(f"netns-debug {__version__}\n")
+        return 0
+    command = _COMMANDS.get(rest[0])
+    if command is None:
+        raise UsageError(
+            f"unknown command {rest[0]}", remedy=f"use one of {', '.join(_COMMANDS)}"
+        )
+    if any(word.startswith("-") for word in rest[1:]):
+        option = next(word for word in rest[1:] if word.startswith("-"))
+        raise UsageError(f"unknown option {option}", remedy="see netns-debug --help")
+    if os.geteuid() != 0 and rest[0] != "doctor":
+        raise UsageError("netns-debug needs root", remedy="run sudo netns-debug …")
+    return command(rest[1:], as_json)
+
+
+def _only(words: list[str], command: str) -> None:
+    if words:
+        raise UsageError(f"{command} takes no {words[0]!r}", remedy="see netns-debug --help")
+
+
+def _chosen(words: list[str], command: str) -> state.Record:
+    _only(words[1:], command)
+    records, _, _ = state.survey()
+    if not words:
+        if len(records) == 1:
+            return records[0]
+        raise UsageError(
+            "no sandbox is running" if not records else f"{len(records)} sandboxes are running",
+            remedy="start one with netns-run" if not records else "name one from netns-debug list",
+        )
+    for record in records:
+        if record.name == words[0]:
+            return record
+    raise UsageError(
+        f"no sandbox called {words[0]} is running", remedy="see netns-debug list"
+    )
+
+
+def _list(words: list[str], as_json: bool) -> int:
+    _only(words, "list")
+    records, _, _ = state.survey()
+    if as_json:
+        say_json([asdict(record) for record in records])
+        return 0
+    rows = [
+        (record.name, record.pid or "-", record.uid, record.started, record.probe, " ".join(record.command))
+        for record in records
+    ]
+    say(columns(("NAME", "PID", "UID", "STARTED", "PROBE", "COMMAND"), rows))
+    return 0
+
+
+def _show(words: list[str], as_json: bool) -> int:
+    record = _chosen(words, "show")
+    fields: dict[str, Any] = {key: value for key, value in asdict(record).items() if value is not None}
+    fields["totals"] = _counts(record)["totals"]
+    if as_json:
+        say_json(fields)
+        return 0
+    totals = fields.pop("totals")
+    fields = {
+        key: " ".join(value) if isinstance(value, (tuple, list)) else value
+        for key, value in fields.items()
+    }
+    say(pairs({**fields, **{f"refused {key}": value for key, value in totals.items()}}))
+    return 0
+
+
+def _counts(record: state.Record) -> dict[str, Any]:
+    from netns_runtime.counts import counts_of
+
+    return counts_of(record)
+
+
+def _stats(words: list[str], as_json: bool) -> int:
+    record = _chosen(words, "stats")
+    found = _counts(record)
+    if as_json:
+        say_json(found)
+        return 0
+    say(pairs({"sandbox": record.name, **found["totals"]}))
+    if found["destinations"]:
+        say("")
+        rows = [
+            (
+                entry["count"],
+                entry["reason"],
+                entry["address"],
+                entry["port"],
+                entry.get("comm", "-"),
+                entry.get("pid", "-"),
+                entry["counted_by"],
+            )
+            for entry in found["destinations"]
+        ]
+        say(columns(("COUNT", "REASON", "ADDRESS", "PORT", "LAST BY", "PID", "COUNTED BY"), rows))
+    return 0
+
+
+def _doctor(words: list[str], as_json: bool) -> int:
+    _only(words, "doctor")
+    from netns_runtime.doctor import checks
+
+    found = checks()
+    is_able = all(check.is_present for check in found if check.need == "needed")
+    if as_json:
+        say_json({"able": is_able, "checks": [asdict(check) for check in found]})
+    else:
+        for check in found:
+            mark = "ok  " if check.is_present else ("FAIL" if check.need == "needed" else "less")
+            remedy = f"; {check.remedy}" if check.remedy and not check.is_present else ""
+            say(f"{mark}  {check.feature}: {check.detail}{remedy}".rstrip(": "))
+        say("a sandbox can start" if is_able else "no sandbox can start here")
+    return 0 if is_able else 1
+
+
+def _gc(words: list[str], as_json: bool) -> int:
+    _only(words, "gc")
+    from netns_runtime.reclaim import reclaim
+
+    done = reclaim(pins=True)
+    if as_json:
+        say_json(asdict(done))
+    elif done.is_empty:
+        say("nothing was left behind")
+    else:
+        say(
+            pairs(
+                {
+                    "state files": " ".join(done.names) or "-",
+                    "cgroups": " ".join(done.cgroups) or "-",
+                    "probe entries": done.probe_entries,
+                    "probe sets": " ".join(done.pins) or "-",
+                }
+            )
+        )
+    return 0
+
+
+_COMMANDS: Final[dict[str, Callable[[list[str], bool], int]]] = {
+    "list": _list,
+    "show": _show,
+    "stats": _stats,
+    "doctor": _doctor,
+    "gc": _gc,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The proxy as its supervisor sees it: a process that is started early and told late.
+
+It is executed afresh (nothing of the supervisor's memory is in it), inside the uplink's namespace
+and in a session of its own, and imports what it needs while the namespaces are being built. Then it
+gets its configuration and its sockets over one SEQPACKET socket and says when it serves. It ends
+when that socket does.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from netns_runtime.errors import StepError, step_error
+from netns_runtime.namespace.netns import setns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from netns_runtime.config import ProxyConfig
+
+_MESSAGE_LIMIT: Final = 64 * 1024
+# include/uapi/asm-generic/socket.h; Python has no name for it
+SO_SNDBUFFORCE: Final = 32
+_ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+MODULE: Final = "netns_runtime.proxy"
+
+
+class ProxyProcess:
+    """`pid`, `pidfd` and the control socket of the proxy. `stop` ends it and reaps it."""
+
+    def __init__(self, pid: int, control: socket.socket, complaints: int) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.control = control
+        self._complaints = complaints
+        self._status: int | None = None
+        self._is_closed = False
+
+    def fileno(self) -> int:
+        return self.control.fileno()
+
+    def configure(self, config: ProxyConfig, descriptors: Sequence[int]) -> None:
+        """Send the configuration; `descriptors` in the order of `config.descriptors`."""
+        data = pickle.dumps(config)
+        rights = array.array("i", descriptors)
+        try:
+            # One datagram carries the whole policy; its size is not bounded by net.core.wmem_max.
+            self.control.setsockopt(
+                socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(data) + _MESSAGE_LIMIT
+            )
+            self.control.sendmsg(
+                [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())]
+            )
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def receive(self) -> dict[str, Any] | None:
+        """One message, or None when the proxy has closed its side."""
+        try:
+            data = self.control.recv(_MESSAGE_LIMIT)
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        try:
+            message = json.loads(data)
+        except ValueError:
+            return {}
+        return message if isinstance(message, dict) else {}
+
+    def send(self, message: dict[str, Any]) -> None:
+        try:
+            self.control.send(json.dumps(message).encode("ascii"), socket.MSG_DONTWAIT)
+        except OSError:
+            return
+
+    def last_words(self) -> str:
+        """The last line of what the proxy wrote to its standard error."""
+        size = os.fstat(self._complaints).st_size
+        tail = os.pread(self._complaints, 4096, max(0, size - 4096)).decode("utf-8", "replace")
+        lines = [line for line in tail.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+    def _failed(self, cause: Exception) -> StepError:
+        words = self.last_words() or str(cause)
+        return StepError(f"proxy: {words}", remedy="run again with -v, and report it if it persists")
+
+    def stop(self, patience: float = 2.0) -> None:
+        """Ask it to finish its audit, then end it; always reaped afterwards. Twice is once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.send({"kind": "stop"})
+        if self._status is None and not select.select([self.pidfd], [], [], patience)[0]:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self._status is None:
+            _, status = os.waitpid(self.pid, 0)
+            self._status = os.waitstatus_to_exitcode(status)
+        self.control.close()
+        os.close(self.pidfd)
+        os.close(self._complaints)
+
+
+def start(uplink_fd: int | None) -> ProxyProcess:
+    """Start the proxy inside the uplink. Raises StepError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    complaints = os.memfd_create("netns-runtime-proxy-stderr", os.MFD_CLOEXEC)
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise step_error("proxy: fork", error) from error
+    if pid == 0:
+        _become_proxy(theirs.fileno(), complaints, uplink_fd)
+    theirs.close()
+    return ProxyProcess(pid, ours, complaints)
+
+
+def _become_proxy(control: int, complaints: int, uplink_fd: int | None) -> NoReturn:
+    try:
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.dup2(complaints, 2)
+        if uplink_fd is not None:
+            setns(uplink_fd)
+        os.set_inheritable(control, True)
+        if control != 3:
+            os.dup2(control, 3, inheritable=True)
+        os.closerange(4, 1 << 16)
+        os.chdir("/")
+        # -I: no environment, no working directory, no user site; root runs only what is installed.
+        os.execve(sys.executable, [sys.executable, "-I", "-m", MODULE, "3"], _ENVIRONMENT)
+    except BaseException as error:  # a child must never return into the supervisor's code
+        os.write(2, f"cannot start the proxy: {error}\n".encode())
+    finally:
+        os._exit(125)

@@ -1,0 +1,144 @@
+"""What the kernel refused, from both of its counters, as audit lines.
+
+The probe's ring buffer names the process and its totals are exact; the gateway's nft counters count
+what reached the gateway, which is everything when there is no probe and nothing but odd protocols
+when there is one. No connect is in both, so the sum is the number of refused connects.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from netns_runtime import layout
+from netns_runtime.audit import AuditError
+from netns_runtime.firewall.ruleset import REASONS
+from netns_runtime.processes import executable_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netns_runtime.audit import AuditLog
+    from netns_runtime.firewall.nft import Counters
+    from netns_runtime.probes.probe import Registration
+    from netns_runtime.probes.records import RefusedConnect
+
+RULE: Final = "default: nothing leaves the sandbox but through the proxy"
+REMEDY: Final = (
+    f"connect through the proxy at http://{layout.GATEWAY_IPV4}:{layout.PROXY_PORT} "
+    "(http_proxy and https_proxy name it)"
+)
+
+
+class Refusals:
+    """Counts and events of one sandbox. `read_nft` reads the gateway's counters, or raises."""
+
+    def __init__(
+        self,
+        audit: AuditLog,
+        registration: Registration | None,
+        read_nft: Callable[[], Counters],
+        complain: Callable[[str], None],
+    ) -> None:
+        self._audit = audit
+        self._registration = registration
+        self._read_nft = read_nft
+        self._complain = complain
+        self._nft: Counters | None = None
+        self._executables: dict[tuple[int, int], str] = {}
+        self._complained = False
+
+    def executable(self, pid: int, inode: int, device: int) -> str | None:
+        """The path of an executable, remembered by inode, because a process may be gone soon."""
+        known = self._executables.get((device, inode)) if inode else None
+        if known is not None:
+            return known
+        path = executable_of(pid, inode)
+        if path is not None and inode and len(self._executables) < 4096:
+            self._executables[device, inode] = path
+        return path
+
+    def drain(self) -> None:
+        """Write an audit line for each event in the ring."""
+        if self._registration is None:
+            return
+        while events := self._registration.read_events():
+            for event in events:
+                self._write_event(event)
+
+    def _write_event(self, event: RefusedConnect) -> None:
+        self._write(
+            pid=event.pid,
+            comm=event.comm,
+            exe=self.executable(event.pid, event.exe_inode, event.exe_device),
+            uid=event.uid,
+            address=str(event.address),
+            port=event.port,
+            protocol=event.protocol,
+            reason=event.reason,
+            counted_by="bpf",
+        )
+
+    def poll_nft(self) -> None:
+        """Write an audit line for each destination that nft refused since the last look."""
+        counters = self._read_nft()
+        before = self._nft
+        self._nft = counters
+        told = dict.fromkeys(REASONS.values(), 0)
+        for key, count in counters.destinations.items():
+            new = count - (before.destinations.get(key, 0) if before else 0)
+            if new <= 0:
+                continue
+            address, protocol, port = key
+            reason = f"direct_{protocol}"
+            told[reason] = told.get(reason, 0) + new
+            self._write(
+                address=str(address),
+                port=port,
+                protocol=protocol,
+                reason=reason,
+                count=new,
+                counted_by="nft",
+            )
+        for counter, reason in REASONS.items():
+            new = counters.packets[counter] - (before.packets[counter] if before else 0)
+            if new > told[reason]:
+                self._write(reason=reason, count=new - told[reason], counted_by="nft")
+
+    def _write(self, **fields: Any) -> None:
+        try:
+            self._audit.write(
+                "connect.refused",
+                entry="direct",
+                action="refuse",
+                said_by="sandbox",
+                rule=RULE,
+                remedy=REMEDY,
+                **fields,
+            )
+        except AuditError as error:
+            if not self._complained:
+                self._complained = True
+                self._complain(str(error))
+
+    def totals(self) -> dict[str, int]:
+        """Every count as audit fields: by reason, by who counted, and their sum `count`."""
+        by_reason: dict[str, int] = {}
+        counted_bpf = suppressed = 0
+        if self._registration is not None:
+            totals = self._registration.totals()
+            by_reason.update(totals.refused)
+            counted_bpf = totals.total
+            suppressed = totals.suppressed + totals.lost
+        counted_nft = 0
+        if self._nft is not None:
+            for counter, reason in REASONS.items():
+                packets = self._nft.packets[counter]
+                by_reason[reason] = by_reason.get(reason, 0) + packets
+                counted_nft += packets
+        return {
+            "count": counted_bpf + counted_nft,
+            "counted_bpf": counted_bpf,
+            "counted_nft": counted_nft,
+            "suppressed": suppressed,
+            **{reason: count for reason, count in by_reason.items() if count},
+        }

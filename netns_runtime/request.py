@@ -1,0 +1,248 @@
+"""A Spec resolved on this machine: files read once, the user looked up, descriptors opened.
+
+Everything a person can get wrong is found here, before anything is made: each error is one line and
+nothing has changed. Files are opened once and used by content or descriptor afterwards, so what was
+checked is what is used.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import socket
+import stat
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from netns_runtime.audit import open_audit
+from netns_runtime.errors import UsageError
+from netns_runtime.namespace.netns import open_namespace
+from netns_runtime.policy import Policy, parse_allow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from netns_runtime.spec import Spec
+
+_FILE_LIMIT: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who CMD runs as. `groups` holds every supplementary gid; `home` and `shell` may be unknown."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    entry: pwd.struct_passwd | None
+    is_sudo: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`spec` with what it names. Descriptors belong to the context that made the request."""
+
+    spec: Spec
+    user: User
+    policy: Policy
+    upstream_ca: bytes | None
+    audit_fd: int | None
+    uplink_fd: int | None
+    nameservers: tuple[tuple[str, int], ...]
+    directory: str
+
+    @property
+    def is_read_only(self) -> bool:
+        """`--read-only`, or uid 0 by default; `--writable /` turns it off."""
+        wanted = self.spec.read_only or self.user.uid == 0
+        return wanted and "/" not in self.spec.writable
+
+
+def read_input(option: str, path: str) -> bytes:
+    """A file's or pipe's content, through one descriptor. Raises UsageError naming the option."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}", remedy="name a readable file") from error
+    with os.fdopen(fd, "rb") as file:
+        mode = os.fstat(fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise UsageError(f"{option} {path}: neither a file nor a pipe")
+        os.set_blocking(fd, True)
+        data = file.read(_FILE_LIMIT + 1)
+    if len(data) > _FILE_LIMIT:
+        raise UsageError(f"{option} {path}: larger than {_FILE_LIMIT >> 20} MiB")
+    return data
+
+
+def resolve_user(wanted: str | None, environment: Mapping[str, str]) -> User:
+    """`--user`, or who called sudo, or who we are. Raises UsageError when there is nobody so called."""
+    sudo_uid = environment.get("SUDO_UID", "")
+    is_sudo = sudo_uid.isascii() and sudo_uid.isdigit()
+    if wanted is None:
+        uid = int(sudo_uid) if is_sudo else os.getuid()
+        gid = environment.get("SUDO_GID", "")
+        fallback = int(gid) if is_sudo and gid.isascii() and gid.isdigit() else uid
+    else:
+        uid, fallback = _uid_of(wanted), -1
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        entry = None
+    if entry is None:
+        gid_number = uid if fallback == -1 else fallback
+        return User(uid, gid_number, (gid_number,), None, is_sudo)
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return User(uid, entry.pw_gid, groups, entry, is_sudo)
+
+
+def _uid_of(wanted: str) -> int:
+    if wanted.isascii() and wanted.isdigit():
+        if int(wanted) >= (1 << 32) - 1:
+            raise UsageError(f"--user {wanted}: not a uid")
+        return int(wanted)
+    try:
+        return pwd.getpwnam(wanted).pw_uid
+    except KeyError as error:
+        raise UsageError(
+            f"--user {wanted}: no such user", remedy="name one from /etc/passwd, or give a uid"
+        ) from error
+
+
+def load_policies(spec: Spec) -> Policy:
+    """Every `--policy` and `--allow`, merged."""
+    parts: list[Policy] = []
+    for path in spec.policies:
+        from netns_runtime.policy import load_policy
+
+        parts.append(load_policy(read_input("--policy", path), path))
+    if spec.allow:
+        parts.append(Policy(tuple(parse_allow(text) for text in spec.allow)))
+    return Policy.merged(*parts)
+
+
+def nameservers_for(spec: Spec) -> tuple[tuple[str, int], ...]:
+    """Whom to ask for upstream names; empty means the host's own resolver.
+
+    With `--uplink` the host's daemons are never asked (a name would leave by the wrong way): the
+    servers come from /etc/netns/NAME/resolv.conf, as `ip netns exec` has it, else /etc/resolv.conf.
+    """
+    if spec.resolver is not None:
+        return (spec.resolver,)
+    if spec.uplink is None:
+        return ()
+    places = [Path("/etc/resolv.conf")]
+    if "/" not in spec.uplink:
+        places.insert(0, Path("/etc/netns") / spec.uplink / "resolv.conf")
+    for place in places:
+        try:
+            found = parse_resolv_conf(place.read_text(encoding="utf-8", errors="replace"))
+        except OSError:
+            continue
+        if found:
+            return found
+    raise UsageError(
+        f"--uplink {spec.uplink}: no name server is known for it", remedy="give --resolver ADDR"
+    )
+
+
+def parse_resolv_conf(text: str) -> tuple[tuple[str, int], ...]:
+    """The `nameserver` lines of resolv.conf(5), port 53 each, without zone ids' duplicates."""
+    found = re.findall(r"(?m)^[ \t]*nameserver[ \t]+([0-9A-Fa-f:.%a-z]+)", text)
+    return tuple(dict.fromkeys((address, 53) for address in found))
+
+
+def _check_descriptors(spec: Spec) -> None:
+    named = [("--keep-fd", fd) for fd in spec.keep_fds]
+    if spec.status_fd is not None:
+        named.append(("--status-fd", spec.status_fd))
+    for option, fd in named:
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise UsageError(
+                f"{option} {fd}: that descriptor is not open",
+                remedy=f"pass an open one, for example with {fd}>file or {fd}<file",
+            ) from error
+
+
+def _check_sockets(spec: Spec) -> None:
+    for path in spec.expose_sockets:
+        try:
+            is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
+        except OSError as error:
+            raise UsageError(f"--expose-socket {path}: {error.strerror}") from error
+        if not is_socket:
+            raise UsageError(f"--expose-socket {path}: not a unix socket")
+    for path in spec.writable:
+        if not os.path.exists(path):
+            raise UsageError(f"--writable {path}: no such file or directory")
+
+
+@contextmanager
+def resolve(spec: Spec, environment: Mapping[str, str]) -> Iterator[Request]:
+    """Resolve and check everything the Spec names. Raises UsageError; closes what it opened."""
+    with ExitStack() as stack:
+        _check_descriptors(spec)
+        _check_sockets(spec)
+        user = resolve_user(spec.user, environment)
+        policy = load_policies(spec)
+        if any(rule.binaries is not None for rule in policy.rules):
+            from netns_runtime.policy import identify_binaries
+
+            read_only = (spec.read_only or user.uid == 0) and "/" not in spec.writable
+            trees = (os.getcwd(), "/tmp", *spec.writable) if read_only else None
+            policy = identify_binaries(policy, (user.uid, (user.gid, *user.groups)), trees)
+        upstream_ca = None
+        if spec.upstream_ca is not None:
+            from netns_runtime.trust import read_upstream_ca
+
+            upstream_ca = read_upstream_ca(spec.upstream_ca)
+        nameservers = nameservers_for(spec)
+        uplink_fd = None
+        if spec.uplink is not None:
+            uplink_fd = open_namespace(spec.uplink)
+            stack.callback(os.close, uplink_fd)
+        audit_fd = None
+        if spec.audit is not None and not spec.dry_run:
+            audit_fd = open_audit(spec.audit)
+            stack.callback(os.close, audit_fd)
+        try:
+            directory = os.getcwd()
+        except OSError as error:
+            raise UsageError(
+                f"the working directory: {error.strerror}", remedy="change to one that exists"
+            ) from error
+        yield Request(
+            spec, user, policy, upstream_ca, audit_fd, uplink_fd, nameservers, directory
+        )
+
+
+def addresses_of_uplink() -> frozenset[IPv4Address | IPv6Address]:
+    """The calling thread's namespace's own addresses but loopback, from /proc/thread-self/net.
+
+    Loopback has a rule of its own in screening, which `allowed_ips` can lift as a range.
+    """
+    found: set[str] = set()
+    try:
+        lines = Path("/proc/thread-self/net/fib_trie").read_text(encoding="ascii").splitlines()
+    except OSError:
+        lines = []
+    for line, following in zip(lines, lines[1:], strict=False):
+        if "/32 host LOCAL" in following:
+            found.add(line.split()[-1])
+    try:
+        entries = Path("/proc/thread-self/net/if_inet6").read_text(encoding="ascii").split("\n")
+    except OSError:
+        entries = []
+    found.update(
+        socket.inet_ntop(socket.AF_INET6, bytes.fromhex(entry.split()[0]))
+        for entry in entries
+        if entry
+    )
+    addresses = map(ip_address, found)
+    return frozenset(address for address in addresses if not address.is_loopback)

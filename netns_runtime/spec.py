@@ -1,0 +1,103 @@
+"""What the person asked for: one frozen value, checked at birth.
+
+A `Spec` says what to run and under which rules; it holds no descriptor and nothing of this machine.
+`cli.options` makes it from the command line. Every error is a UsageError that names the option.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Final, Literal
+
+from netns_runtime.config import Limits
+from netns_runtime.errors import UsageError
+
+Probe = Literal["auto", "bpf", "nft"]
+PROBES: Final = ("auto", "bpf", "nft")
+
+# A cgroup, a state file and audit lines carry the name.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_SIZE: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The request. Paths are as given; `command` has at least one word."""
+
+    command: tuple[str, ...]
+    policies: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    redirect: bool = True
+    uplink: str | None = None
+    resolver: tuple[str, int] | None = None
+    upstream_ca: str | None = None
+    audit: str | None = None
+    status_fd: int | None = None
+    user: str | None = None
+    read_only: bool = False
+    writable: tuple[str, ...] = ()
+    expose_sockets: tuple[str, ...] = ()
+    keep_fds: tuple[int, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    name: str | None = None
+    probe: Probe = "auto"
+    report: bool = False
+    dry_run: bool = False
+    verbose: bool = False
+
+
+def parse_name(text: str) -> str:
+    """A sandbox's name: letters, digits, `_`, `.`, `-`, at most 63, not beginning with a sign."""
+    if not _NAME.fullmatch(text):
+        raise UsageError(
+            f"--name {text!r}: not a name",
+            remedy="use letters, digits, '_', '.' and '-', at most 63, a letter or digit first",
+        )
+    return text
+
+
+def parse_descriptor(option: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise UsageError(f"{option} {text}: not a descriptor number")
+    return int(text)
+
+
+def parse_resolver(text: str) -> tuple[str, int]:
+    """`ADDR`, `ADDR:PORT` or `[ADDR]:PORT`; port 53 where none is given."""
+    address, port = text, "53"
+    if text.startswith("["):
+        address, _, rest = text[1:].partition("]")
+        if rest:
+            port = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        address, _, port = text.partition(":")
+    try:
+        canonical = str(ip_address(address))
+    except ValueError as error:
+        raise UsageError(
+            f"--resolver {text}: {address!r} is no IP address", remedy="give ADDR or ADDR:PORT"
+        ) from error
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"--resolver {text}: {port!r} is no port", remedy="use 1 to 65535")
+    return canonical, int(port)
+
+
+def parse_limit(text: str, limits: Limits) -> Limits:
+    """`KEY=N`; N is a positive whole number, for memory also with k, m or g (1024s)."""
+    key, separator, value = text.partition("=")
+    known = ("flows", "names", "pids", "memory")
+    if key not in known:
+        raise UsageError(
+            f"--limit {text}: {key!r} is no limit", remedy=f"use KEY=N, KEY one of {', '.join(known)}"
+        )
+    match = re.fullmatch(r"([0-9]{1,15})([kmg]?)", value.lower())
+    if match is None or (match[2] and key != "memory") or int(match[1]) == 0:
+        raise UsageError(
+            f"--limit {text}: {value!r} is no positive number",
+            remedy="give a whole number" + (", with k, m or g if you like" * (key == "memory")),
+        )
+    values = {name: getattr(limits, name) for name in known}
+    values[key] = int(match[1]) * _SIZE[match[2]]
+    return Limits(**values)

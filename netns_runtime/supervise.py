@@ -1,0 +1,166 @@
+"""The supervisor's loop: CMD's fate, the proxy's, the kernel's events, signals, until CMD ends.
+
+One selector, no threads that stay, no privileges given up (it must tear down what it made). It ends
+with CMD's exit status, or with 125 when the proxy ended first: a sandbox without its proxy has no
+way out, and the person should hear of it rather than wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from netns_runtime.audit import AuditError
+from netns_runtime.errors import EXIT_FAILED, StepError
+from netns_runtime.namespace.enter_launch import (
+    CannotExecute,
+    Exited,
+    Failed,
+    Ready,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netns_runtime.audit import AuditLog
+    from netns_runtime.namespace.enter_launch import Child
+    from netns_runtime.namespace.terminal import JobControl
+    from netns_runtime.probes.probe import Registration
+    from netns_runtime.proxyprocess import ProxyProcess
+    from netns_runtime.refusals import Refusals
+
+# With the probe, nft counts odd protocols only; without it, nft is all there is.
+NFT_INTERVAL: Final = {True: 5.0, False: 0.25}
+START_PATIENCE: Final = 30.0
+
+
+def complain(text: str) -> None:
+    """Our own words, on stderr, one line."""
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    try:
+        sys.stderr.write(f"netns-run: {line}\n")
+        sys.stderr.flush()
+    except OSError:
+        return
+
+
+class StatusWriter:
+    """`--status-fd N`: one JSON object a line. Nobody reading is no error."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def write(self, event: str, **fields: Any) -> None:
+        if self._fd is None:
+            return
+        try:
+            os.write(self._fd, (json.dumps({"event": event, **fields}) + "\n").encode("ascii"))
+        except OSError:
+            self._fd = None
+
+
+class Supervisor:
+    """Everything of one running sandbox that can happen, as callbacks of one selector."""
+
+    def __init__(
+        self,
+        *,
+        child: Child,
+        proxy: ProxyProcess,
+        job: JobControl,
+        registration: Registration | None,
+        refusals: Refusals,
+        audit: AuditLog,
+        on_ready: Callable[[int], None],
+    ) -> None:
+        self._child = child
+        self._proxy = proxy
+        self._job = job
+        self._registration = registration
+        self._refusals = refusals
+        self._audit = audit
+        self._on_ready = on_ready
+        self._command_pid: int | None = None
+        self._is_serving = False
+        self._is_running = False
+        self._status: int | None = None
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> int:
+        """Loop until CMD has ended; the exit status of netns-run."""
+        interval = NFT_INTERVAL[self._registration is not None]
+        with self._selector as selector:
+            selector.register(self._child, selectors.EVENT_READ, self._on_child)
+            selector.register(self._proxy, selectors.EVENT_READ, self._on_proxy)
+            if self._registration is not None:
+                selector.register(
+                    self._registration, selectors.EVENT_READ, self._refusals.drain
+                )
+            due = time.monotonic() + interval
+            give_up = time.monotonic() + START_PATIENCE
+            while self._status is None:
+                ready = selector.select(max(0.0, due - time.monotonic()))
+                for key, _ in ready:
+                    key.data()
+                if time.monotonic() >= due:
+                    self._refusals.poll_nft()
+                    due = time.monotonic() + interval
+                if not self._is_running and time.monotonic() >= give_up:
+                    late = "the sandbox" if self._is_serving else "the proxy"
+                    raise StepError(f"{late} did not start in {START_PATIENCE:.0f} s", remedy="try again")
+        return self._status
+
+    def _go_when_ready(self) -> None:
+        """CMD runs when it stands ready inside and the proxy serves, in whichever order."""
+        if self._command_pid is None or not self._is_serving or self._is_running:
+            return
+        self._is_running = True
+        self._on_ready(self._command_pid)
+
+    def _on_child(self) -> None:
+        event = self._child.handle()
+        self._job.on(event)
+        if isinstance(event, Ready):
+            self._command_pid = event.pid
+            self._go_when_ready()
+        elif isinstance(event, Exited):
+            self._status = event.status
+        elif isinstance(event, CannotExecute):
+            complain(f"cannot run {event.message}")
+            self._status = event.status
+        elif isinstance(event, Failed):
+            raise StepError(f"sandbox: {event.message}", remedy="see netns-debug doctor")
+
+    def _on_proxy(self) -> None:
+        message = self._proxy.receive()
+        if message is None:
+            words = self._proxy.last_words()
+            if not self._is_running:
+                raise StepError(f"proxy: {words or 'it ended at once'}", remedy="see netns-debug doctor")
+            self._child.kill()
+            complain("the proxy ended, and CMD with it" + (f": {words}" if words else ""))
+            self._status = EXIT_FAILED
+        elif message.get("kind") == "ready":
+            self._is_serving = True
+            self._go_when_ready()
+        elif message.get("kind") == "exe":
+            path = self._refusals.executable(
+                int(message.get("pid", 0)),
+                int(message.get("inode", 0)),
+                int(message.get("device", 0)),
+            )
+            self._proxy.send({"kind": "exe", "id": message.get("id"), "path": path})
+        elif message.get("kind") == "report":
+            complain(f"proxy: {message.get('line', '')}")
+
+
+def refuse_without_record(audit: AuditLog, **fields: Any) -> None:
+    """Write `sandbox.started`; a sandbox that cannot be recorded does not start."""
+    try:
+        audit.write("sandbox.started", **fields)
+    except AuditError as error:
+        raise StepError(str(error), remedy="free some space, or name another --audit") from error
