@@ -1,0 +1,116 @@
+"""The proxies that tests.bench.tunnel compares: each a command that listens on the middle address.
+
+`command_of` gives a command line and what it listens on, or says which package is missing. Ours is
+started here as the supervisor starts it (`python -m tests.bench.tunnel_proxies ADDRESS SERVER`).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PORT: Final = 3128
+
+_HAPROXY = """
+global
+    maxconn 4000
+    nbthread 2
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+listen relay
+    bind {address}:3128
+    server only {server}
+"""
+_SQUID = """
+http_port {address}:3128
+acl CONNECT method CONNECT
+http_access allow all
+cache deny all
+access_log {directory}/access.log
+cache_log {directory}/cache.log
+pid_filename none
+coredump_dir {directory}
+cache_effective_user {user}
+max_filedescriptors 8192
+shutdown_lifetime 0 seconds
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A proxy to be measured. `speaks_connect` is False for a fixed relay."""
+
+    name: str
+    command: tuple[str, ...]
+    speaks_connect: bool = True
+
+
+def contenders(address: str, server: str, directory: Path) -> tuple[list[Contender], list[str]]:
+    """What is installed here, and the names of what is not."""
+    found = [
+        Contender("ours", (sys.executable, "-m", "tests.bench.tunnel_proxies", address, server))
+    ]
+    missing = []
+    if squid := shutil.which("squid"):
+        config = directory / "squid.conf"
+        config.write_text(_SQUID.format(address=address, directory=directory, user="proxy"))
+        shutil.chown(directory, "proxy")
+        found.append(Contender("squid", (squid, "-N", "-f", str(config))))
+    else:
+        missing.append("squid")
+    if haproxy := shutil.which("haproxy"):
+        config = directory / "haproxy.cfg"
+        config.write_text(_HAPROXY.format(address=address, server=server))
+        found.append(Contender("haproxy", (haproxy, "-db", "-f", str(config)), False))
+    else:
+        missing.append("haproxy")
+    if mitmdump := shutil.which("mitmdump"):
+        options = ("--listen-host", address, "-p", str(PORT), "--ignore-hosts", ".*", "-q")
+        home = ("--set", f"confdir={directory}")
+        found.append(Contender("mitmproxy", (mitmdump, *options, *home)))
+    else:
+        missing.append("mitmproxy")
+    return found, missing
+
+
+def _serve_ours(address: str, server: str) -> int:
+    from ipaddress import ip_network
+
+    from netns_runtime.config import ProxyConfig
+    from netns_runtime.policy import Endpoint, Policy, Rule
+
+    host, _, port = server.partition(":")
+    endpoint = Endpoint(host, (int(port),), (ip_network(host),))
+    audit = os.open(os.environ.get("BENCH_AUDIT", "/dev/null"), os.O_WRONLY | os.O_APPEND)
+    config = ProxyConfig(
+        "bench",
+        Policy((Rule("bench", (endpoint,)),)),
+        cookie=0,
+        descriptors=("explicit", "audit"),
+    )
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener = socket.create_server((address, PORT), backlog=4096)
+    fd = there.fileno()
+    profile = os.environ.get("BENCH_PROFILE", "").split()
+    command = (sys.executable, "-I", *profile, "-m", "netns_runtime.proxy", str(fd))
+    with subprocess.Popen(command, pass_fds=(fd,)) as proxy:
+        there.close()
+        socket.send_fds(here, [pickle.dumps(config)], [listener.fileno(), audit])
+        sys.stderr.write(here.recv(4096).decode() + "\n")
+        sys.stdin.read()
+        here.close()
+    return proxy.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(_serve_ours(*sys.argv[1:]))

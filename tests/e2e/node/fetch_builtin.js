@@ -1,0 +1,9 @@
+fetch(process.argv[2])
+  .then(async (response) => {
+    console.log(await response.text());
+    if (!response.ok) throw new Error(`status ${response.status}`);
+  })
+  .catch((error) => {
+    console.error(error.message, error.cause?.message ?? "");
+    process.exitCode = 1;
+  });

@@ -1,0 +1,11 @@
+const { EnvHttpProxyAgent, fetch } = require("undici");
+
+fetch(process.argv[2], { dispatcher: new EnvHttpProxyAgent() })
+  .then(async (response) => {
+    console.log(await response.text());
+    if (!response.ok) throw new Error(`status ${response.status}`);
+  })
+  .catch((error) => {
+    console.error(error.message, error.cause?.message ?? "");
+    process.exitCode = 1;
+  });

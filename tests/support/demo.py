@@ -1,0 +1,131 @@
+"""The demonstration: real clients against an internet made for the occasion, one step at a time.
+
+Each step prints what is run, what came back and whether that is what should happen. Ends with 0 if
+every step was as it should be, else with 1; the lab goes either way.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from tests.support.clients import trust
+from tests.support.lab import Lab, LabError
+from tests.support.run import PYTHON, Result, Running, netns_debug, netns_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode(), end='')"
+DIRECT = "import socket; socket.create_connection(('192.0.2.10', 443))"
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def indent(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+class Demo:
+    """Counts what went wrong."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.wrong = 0
+
+    def show(self, options: Sequence[str], cmd: Sequence[str]) -> Result:
+        shown = [w if len(w) < 60 else "…" for w in cmd]
+        say(f"  $ netns-run {shlex.join(options)} -- {shlex.join(shown)}")
+        result = netns_run(*options, cmd=cmd, lab=self.lab, env=trust(self.lab))
+        say(indent((result.stdout + result.stderr).rstrip()))
+        return result
+
+    def check(self, claim: str, true: object) -> None:
+        say(f"  {'ok' if true else 'WRONG'}: {claim}")
+        self.wrong += not true
+
+    def allowed(self) -> None:
+        say("\n1. A host that the policy allows, by http and by https, through the proxy")
+        options = ("--allow", "web.lab.test")
+        for client in (["curl", "-sS"], [PYTHON, "-c", FETCH]):
+            for scheme in ("http", "https"):
+                result = self.show(options, [*client, f"{scheme}://web.lab.test/"])
+                self.check(
+                    f"{client[0].rsplit('/')[-1]} got the page by {scheme}",
+                    result.status == 0 and result.stdout.startswith("hello from web.lab.test"),
+                )
+
+    def unlisted(self) -> None:
+        say("\n2. A host that the policy does not list")
+        result = self.show(("--allow", "web.lab.test"), ["curl", "-sSi", "http://other.test/"])
+        self.check("answered 403", result.stdout.startswith("HTTP/1.1 403"))
+        self.check("it says what would allow it", "--allow other.test" in result.stdout)
+        reached = [seen for seen in self.lab.requests_seen() if seen["host"] == "other.test"]
+        self.check("nothing reached the host", not reached)
+
+    def direct(self) -> None:
+        say("\n3. A client that ignores the proxy")
+        options = ("--allow", "web.lab.test", "--redirect", "off")
+        self.lab.forget()
+        command = ["curl", "-sS", "--noproxy", "*", "http://192.0.2.10/"]
+        result = self.show(options, command)
+        self.check("refused at once (curl's exit status 7)", result.status == 7)
+        refused = result.events("connect.refused")
+        if refused:
+            say("  the audit's line:")
+            say(indent(json.dumps(refused[0])))
+        self.check(
+            "the audit names the process",
+            len(refused) == 1 and refused[0].get("comm") == "curl",
+        )
+        self.check("nothing reached the host", not self.lab.connections_seen())
+
+    def counted(self) -> None:
+        say("\n4. The count, while the sandbox is running")
+        times = 1009
+        script = (
+            "import socket, sys\n"
+            f"for _ in range({times}): socket.socket().connect_ex(('192.0.2.10', 443))\n"
+            "print('done', flush=True); sys.stdin.read()"
+        )
+        name = "demo"
+        say(f"  $ netns-run --name {name} -- python3 -c '… {times} direct connects …'")
+        options = ("--name", name, "--redirect", "off")
+        cmd = [PYTHON, "-c", script]
+        with Running(*options, cmd=cmd, lab=self.lab, stdin=subprocess.PIPE) as running:
+            if running.process.stdout is not None:
+                running.process.stdout.readline()
+            say("  $ netns-debug stats")
+            stats = netns_debug("stats")
+            say(indent((stats.stdout + stats.stderr).rstrip()))
+            self.check(
+                f"{times} refused connects counted, none missing", str(times) in stats.stdout
+            )
+            result = running.wait(given=b"")
+        totals = [line.get("totals") for line in result.events("sandbox.exited")]
+        self.check("the same in the audit at the end", str(times) in json.dumps(totals))
+
+
+def main() -> int:
+    say("netns_runtime: what a sandbox lets out, and what it refuses")
+    say("Everything below happens between network namespaces of this machine.")
+    try:
+        with Lab() as lab:
+            demo = Demo(lab)
+            for step in (demo.allowed, demo.unlisted, demo.direct, demo.counted):
+                step()
+    except LabError as error:
+        say(str(error))
+        return 1
+    say()
+    say("every step was as it should be" if not demo.wrong else f"{demo.wrong} of them were WRONG")
+    return 1 if demo.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""A stage for tests of the proxy: one sandbox on loopback, its audit in a list, upstreams to play.
+
+`play` runs a scenario with a `Stage` inside trio. Names resolve from a table; loopback is allowed
+by the policy's `allowed_ips`, since everything here happens on it.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from netns_runtime.audit import AuditError, AuditLog
+from netns_runtime.config import Limits, ProxyConfig
+from netns_runtime.policy import Endpoint, Policy, Rule
+from netns_runtime.proxy.relay import Relay
+from netns_runtime.proxy.resolve import ResolveError
+from netns_runtime.proxy.sandbox import Sandbox
+from netns_runtime.proxy.server import serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+class Names:
+    """A resolver that answers from `table` and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, tuple[str, ...]] = {"up.test": ("127.0.0.1",)}
+        self.asked: list[str] = []
+
+    async def resolve(self, host: str) -> Sequence[Any]:
+        self.asked.append(host)
+        await trio.lowlevel.checkpoint()
+        if host not in self.table:
+            raise ResolveError("dns_error", "no such name", "NXDOMAIN")
+        return [ip_address(text) for text in self.table[host]]
+
+
+class BrokenAudit(AuditLog):
+    """An audit whose every line fails."""
+
+    def write(self, event: str, **fields: Any) -> None:
+        raise AuditError("cannot write the audit: No space left on device")
+
+
+class Stage:
+    """`audit` holds every event written; `reports` every line about a bug."""
+
+    def __init__(self, **config: Any) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.reports: list[str] = []
+        self.names = Names()
+        rule = Rule(
+            "test rule",
+            tuple(
+                Endpoint(host, None, LOOPBACK)
+                for host in ("up.test", "missing.test", "127.0.0.1", "private.test", "xn--bcher-kva.test", "::1")
+            ),
+        )
+        rules = (rule, Rule("open rule", (Endpoint("open.test", None),)))
+        settings: dict[str, Any] = {"sandbox": "s", "policy": Policy(rules), "cookie": 1}
+        self.config = ProxyConfig(**(settings | config))
+        self.sandbox = Sandbox(
+            self.config,
+            AuditLog(None, "s", self.events.append),
+            self.names,
+            Relay(crashed=lambda error: self.reports.append(repr(error))),
+            report=self.reports.append,
+        )
+        self.address = ("", 0)
+
+    def limit_flows(self, flows: int) -> None:
+        self.sandbox.config = replace(self.sandbox.config, limits=Limits(flows=flows))
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.events if line["event"] == event]
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[trio.SocketStream]:
+        async with await trio.open_tcp_stream(*self.address) as stream:
+            yield stream
+
+    async def ask(self, request: bytes, *, end: bool = False) -> bytes:
+        """All that the proxy answers to one connection that sends `request`."""
+        async with self.client() as stream:
+            await stream.send_all(request)
+            if end:
+                await stream.send_eof()
+            return await read_all(stream)
+
+    async def upstream(
+        self, nursery: trio.Nursery, handler: Callable[[trio.SocketStream], Awaitable[None]]
+    ) -> int:
+        """Serve `handler` on a loopback port, which is returned."""
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, handler, [listener])
+        port: int = listener.socket.getsockname()[1]
+        return port
+
+    async def settled(self) -> None:
+        """Until no flow is open and every client is gone."""
+        with trio.fail_after(5):
+            while self.sandbox.connections or self.sandbox.flows:
+                await trio.sleep(0.001)
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    data = b""
+    async for part in stream:
+        data += part
+    return data
+
+
+async def read_until(stream: trio.SocketStream, mark: bytes) -> bytes:
+    data = b""
+    while mark not in data:
+        part = await stream.receive_some()
+        if not part:
+            raise AssertionError(f"ended before {mark!r}: {data!r}")
+        data += part
+    return data
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Send back what comes, then end."""
+    async with stream:
+        async for data in stream:
+            await stream.send_all(data)
+        await stream.send_eof()
+
+
+def play(
+    scenario: Callable[[Stage, trio.Nursery], Awaitable[None]],
+    *,
+    clock: trio.abc.Clock | None = None,
+    stage: Stage | None = None,
+    **config: Any,
+) -> Stage:
+    """Run one scenario against a serving sandbox, within ten seconds, and return its stage."""
+    stage = stage or Stage(**config)
+
+    async def run() -> None:
+        with trio.move_on_after(10 if clock is None else float("inf")) as scope:
+            with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+                stage.address = listener.getsockname()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(serve, stage.sandbox, [listener])
+                    await scenario(stage, nursery)
+                    nursery.cancel_scope.cancel()
+        assert not scope.cancelled_caught, "the scenario hung"
+
+    trio.run(run, clock=clock)
+    return stage
