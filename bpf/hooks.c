@@ -63,9 +63,9 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, struct address to)
 	__sync_fetch_and_add(&box->refused[reason & (REASONS - 1)], 1);
 
 	struct destination destination = {
-		.cookie = cookie,
-		.address = to,
-		.kind = port | (u64)(u8)protocol << 16 | (u64)reason << 24,
+	    .cookie = cookie,
+	    .address = to,
+	    .kind = port | (u64)(u8)protocol << 16 | (u64)reason << 24,
 	};
 
 	record_refusal(box, &destination);
@@ -82,8 +82,8 @@ static __always_inline int judge_ipv4(struct bpf_sock_addr *ctx)
 static __always_inline int judge_ipv6(struct bpf_sock_addr *ctx)
 {
 	struct address to = {
-		.high = PAIR(ctx->user_ip6[0], ctx->user_ip6[1]),
-		.low = PAIR(ctx->user_ip6[2], ctx->user_ip6[3]),
+	    .high = PAIR(ctx->user_ip6[0], ctx->user_ip6[1]),
+	    .low = PAIR(ctx->user_ip6[2], ctx->user_ip6[3]),
 	};
 
 	return judge(ctx, to);

@@ -34,11 +34,11 @@ struct sandbox {
 	u16 slot;
 	u16 ring;
 	u64 interval; /* ns that one event costs */
-	u64 burst; /* ns of events that may be saved up */
+	u64 burst;    /* ns of events that may be saved up */
 	u64 dry_tick; /* jiffies at which the bucket was last seen empty */
 	u64 refused[REASONS];
 	u64 events;
-	u64 lost; /* the ring was full */
+	u64 lost;    /* the ring was full */
 	u64 details; /* entries made in `details` */
 };
 
@@ -46,7 +46,7 @@ struct sandbox {
 struct slot {
 	u64 cookie;
 	u64 paid_until; /* CLOCK_MONOTONIC: the theoretical arrival time of GCRA */
-	u64 started; /* with pid: the supervisor, in the clock of /proc/PID/stat */
+	u64 started;	/* with pid: the supervisor, in the clock of /proc/PID/stat */
 	u32 pid;
 	u32 reserved;
 };
@@ -85,10 +85,10 @@ struct dialling {
 	struct owner owner;
 };
 
-/* A sandbox lives in the slot that its cookie names modulo SANDBOXES, a power of two, or, if that was
- * taken, in one that `displaced` names. Cookies are handed out in sequence, so that is rare, and the
- * usual look-up is an index and a comparison: a hash look-up is five calls, each of which costs a
- * mitigated return (measured: 25 ns). */
+/* A sandbox lives in the slot that its cookie names modulo SANDBOXES, a power of two, or, if that
+ * was taken, in one that `displaced` names. Cookies are handed out in sequence, so that is rare,
+ * and the usual look-up is an index and a comparison: a hash look-up is five calls, each of which
+ * costs a mitigated return (measured: 25 ns). */
 BPF_TABLE("percpu_array", u32, struct sandbox, sandboxes, SANDBOXES);
 BPF_TABLE("hash", u64, u32, displaced, SANDBOXES);
 BPF_TABLE("hash", u32, struct slot, slots, SANDBOXES);

@@ -90,7 +90,8 @@ static __always_inline void tell(struct sandbox *box, const struct destination *
 		__sync_fetch_and_add(&box->events, 1);
 }
 
-/* What is neither told nor lost was suppressed: the total says how many, without a count of its own. */
+/* What is neither told nor lost was suppressed: the total says how many, without a count of its
+ * own. */
 static __always_inline void record_refusal(struct sandbox *box, struct destination *to)
 {
 	u64 tick = bpf_jiffies64();

@@ -77,9 +77,7 @@ def _gateway() -> str:
     with ExitStack() as stack:
         gateway = stack.enter_context(netns.create_namespace("gateway namespace"))
         sandbox = stack.enter_context(netns.create_namespace("sandbox namespace"))
-        apply_links(
-            link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox, gateway_fd=gateway
-        )
+        apply_links(link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox, gateway_fd=gateway)
         netns.run_in(gateway, lambda: nft.load(gateway_ruleset()))
     return "namespaces, veth pair and nft rules were made, read back and removed"
 
@@ -123,15 +121,15 @@ def checks() -> list[Check]:
 
 
 def _probe_features() -> list[Check]:
-    from netns_runtime.probes import features
+    from netns_runtime.probes.features import features
 
     return [
         Check(
             f"probe: {feature.name}",
             feature.present,
             "wanted",
-            feature.detail if hasattr(feature, "detail") else "",
+            "there" if feature.present else feature.loses or _WITHOUT_PROBE,
             "" if feature.present else feature.remedy,
         )
-        for feature in features.examine()
+        for feature in features()
     ]

@@ -1,4 +1,4 @@
-"""The audit vocabulary: which events there are and which fields they carry (DESIGN.md, "Contracts").
+"""The audit vocabulary: which events there are and which fields they carry.
 
 An event is a flat dict. `event_of` checks names at birth, so that a misspelt field is a bug here
 and not a surprise in somebody's log reader. Fields whose value is None are left out.

@@ -56,9 +56,7 @@ class ProxyProcess:
             self.control.setsockopt(
                 socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(data) + _MESSAGE_LIMIT
             )
-            self.control.sendmsg(
-                [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())]
-            )
+            self.control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())])
         except OSError as error:
             raise self._failed(error) from error
 
@@ -91,7 +89,9 @@ class ProxyProcess:
 
     def _failed(self, cause: Exception) -> StepError:
         words = self.last_words() or str(cause)
-        return StepError(f"proxy: {words}", remedy="run again with -v, and report it if it persists")
+        return StepError(
+            f"proxy: {words}", remedy="run again with -v, and report it if it persists"
+        )
 
     def stop(self, patience: float = 2.0) -> None:
         """Ask it to finish its audit, then end it; always reaped afterwards. Twice is once."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """What was removed: names of state files and cgroups, how many entries of the probe, pin sets."""
+    """What was removed: state files and cgroups by name, entries of the probe, pin sets."""
 
     names: tuple[str, ...]
     cgroups: tuple[str, ...]
@@ -45,12 +45,14 @@ def stray_cgroups(where: cgroup.Hierarchies) -> list[str]:
 
 
 def _remove_cgroup(where: cgroup.Hierarchies, name: str) -> bool:
-    paths: list[Path] = [root / layout.PREFIX / name for root in (where.unified, *where.version1.values())]
+    paths: list[Path] = [
+        root / layout.PREFIX / name for root in (where.unified, *where.version1.values())
+    ]
     return all(cgroup.remove(path, 0.5) for path in paths if path.is_dir())
 
 
 def reclaim(*, pins: bool = False) -> Reclaimed:
-    """Remove everything whose supervisor has gone. `pins` also removes probe sets nobody can use."""
+    """Remove everything whose supervisor has gone; with `pins`, other versions' probe sets too."""
     candidates: list[str] = []
     where = None
     with suppress(NetnsError):
@@ -59,7 +61,9 @@ def reclaim(*, pins: bool = False) -> Reclaimed:
     records, taken, gone = state.survey()
     names: list[str] = []
     cgroups: list[str] = []
-    for name in dict.fromkeys([*(path.name.removesuffix(state.SUFFIX) for path in gone), *candidates]):
+    for name in dict.fromkeys(
+        [*(path.name.removesuffix(state.SUFFIX) for path in gone), *candidates]
+    ):
         if name in taken:
             continue
         with ExitStack() as stack:
@@ -76,7 +80,8 @@ def reclaim(*, pins: bool = False) -> Reclaimed:
 
 
 def _reclaim_probe(live: set[int], *, pins: bool) -> tuple[int, tuple[str, ...]]:
-    from netns_runtime.probes import hooks, pins as pinned
+    from netns_runtime.probes import hooks
+    from netns_runtime.probes import pins as pinned
 
     try:
         place = pinned.bpffs_of(pinned.MOUNTS.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import layout
 from netns_runtime.audit import AuditError
+from netns_runtime.counts import tally
 from netns_runtime.firewall.ruleset import REASONS
 from netns_runtime.processes import executable_of
 
@@ -121,24 +122,6 @@ class Refusals:
                 self._complain(str(error))
 
     def totals(self) -> dict[str, int]:
-        """Every count as audit fields: by reason, by who counted, and their sum `count`."""
-        by_reason: dict[str, int] = {}
-        counted_bpf = suppressed = 0
-        if self._registration is not None:
-            totals = self._registration.totals()
-            by_reason.update(totals.refused)
-            counted_bpf = totals.total
-            suppressed = totals.suppressed + totals.lost
-        counted_nft = 0
-        if self._nft is not None:
-            for counter, reason in REASONS.items():
-                packets = self._nft.packets[counter]
-                by_reason[reason] = by_reason.get(reason, 0) + packets
-                counted_nft += packets
-        return {
-            "count": counted_bpf + counted_nft,
-            "counted_bpf": counted_bpf,
-            "counted_nft": counted_nft,
-            "suppressed": suppressed,
-            **{reason: count for reason, count in by_reason.items() if count},
-        }
+        """Every count until now as audit fields (counts.tally)."""
+        probe = self._registration.totals() if self._registration is not None else None
+        return tally(probe, self._nft)

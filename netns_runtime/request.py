@@ -15,6 +15,7 @@ import stat
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ _FILE_LIMIT: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who CMD runs as. `groups` holds every supplementary gid; `home` and `shell` may be unknown."""
+    """Who CMD runs as. `groups` holds every gid; `entry` is None for a uid without a name."""
 
     uid: int
     gid: int
@@ -67,7 +68,9 @@ def read_input(option: str, path: str) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}", remedy="name a readable file") from error
+        raise UsageError(
+            f"{option} {path}: {error.strerror}", remedy="name a readable file"
+        ) from error
     with os.fdopen(fd, "rb") as file:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
@@ -80,7 +83,7 @@ def read_input(option: str, path: str) -> bytes:
 
 
 def resolve_user(wanted: str | None, environment: Mapping[str, str]) -> User:
-    """`--user`, or who called sudo, or who we are. Raises UsageError when there is nobody so called."""
+    """`--user`, or who called sudo, or who we are. Raises UsageError for an unknown name."""
     sudo_uid = environment.get("SUDO_UID", "")
     is_sudo = sudo_uid.isascii() and sudo_uid.isdigit()
     if wanted is None:
@@ -217,9 +220,7 @@ def resolve(spec: Spec, environment: Mapping[str, str]) -> Iterator[Request]:
             raise UsageError(
                 f"the working directory: {error.strerror}", remedy="change to one that exists"
             ) from error
-        yield Request(
-            spec, user, policy, upstream_ca, audit_fd, uplink_fd, nameservers, directory
-        )
+        yield Request(spec, user, policy, upstream_ca, audit_fd, uplink_fd, nameservers, directory)
 
 
 def addresses_of_uplink() -> frozenset[IPv4Address | IPv6Address]:
@@ -232,7 +233,7 @@ def addresses_of_uplink() -> frozenset[IPv4Address | IPv6Address]:
         lines = Path("/proc/thread-self/net/fib_trie").read_text(encoding="ascii").splitlines()
     except OSError:
         lines = []
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in pairwise(lines):
         if "/32 host LOCAL" in following:
             found.add(line.split()[-1])
     try:

@@ -11,26 +11,29 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import sysconfig
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from netns_runtime import layout, proxyprocess, reclaim, state
-from netns_runtime.audit import AuditLog
+from netns_runtime.audit import AuditError, AuditLog
 from netns_runtime.config import ProxyConfig
-from netns_runtime.errors import NetnsError, StepError, step_error
+from netns_runtime.entering import enter_plan
+from netns_runtime.errors import EXIT_FAILED, StepError, step_error
+from netns_runtime.events import timestamp
 from netns_runtime.firewall.ruleset import gateway_ruleset
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
 from netns_runtime.request import addresses_of_uplink
-from netns_runtime.supervise import StatusWriter, Supervisor, complain, refuse_without_record
+from netns_runtime.supervise import StatusWriter, Supervisor, complain, tell_refusal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from netns_runtime.firewall.nft import Counters
     from netns_runtime.namespace.enter import EnterPlan
+    from netns_runtime.namespace.enter_launch import Child
     from netns_runtime.probes.probe import Probe, Registration
     from netns_runtime.proxyprocess import ProxyProcess
     from netns_runtime.request import Request
@@ -45,49 +48,66 @@ class Guard:
     mode: str
     registration: Registration | None
     lost: str = ""
+    pins: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """One sandbox that is set up; everything in it is closed by the ExitStack that made it."""
+
+    claim: state.Claim
+    record: state.Record
+    audit: AuditLog
+    proxy: ProxyProcess
+    guard: Guard
+    cgroups: cgroup.Cgroups
+    sandbox_fd: int
+    gateway_fd: int
+    started: float
 
 
 def run(request: Request) -> int:
     """Run the request's command in a new sandbox; the exit status for netns-run."""
-    spec = request.spec
     if os.geteuid() != 0:
         raise StepError("netns-run needs root", remedy="run sudo netns-run …")
     started = time.monotonic()
     with ExitStack() as stack:
-        name = spec.name or state.generated_name()
-        state.prepare()
-        claim = stack.enter_context(state.claim(name))
-        proxy = proxyprocess.start(request.uplink_fd)
-        stack.callback(proxy.stop)
-        audit = AuditLog(request.audit_fd, name, _teller() if spec.verbose else None)
-        where = cgroup.hierarchies()
-        cgroups = stack.enter_context(cgroup.create_cgroups(where, name, spec.limits))
-        gateway_fd = stack.enter_context(netns.create_namespace("gateway namespace"))
-        sandbox_fd = stack.enter_context(netns.create_namespace("sandbox namespace"))
-        cookie = netns.cookie_of(sandbox_fd)
-        record = _record(request, name, cookie, cgroups.unified, sandbox_fd, gateway_fd)
-        claim.write(record)
-        apply_links(
-            link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox_fd, gateway_fd=gateway_fd
-        )
-        _load_rules(gateway_fd)
-        guard = _guard(request, cookie, cgroups.unified, stack)
-        if guard.lost and spec.verbose:
-            complain(guard.lost)
-        _configure_proxy(request, name, cookie, gateway_fd, guard, proxy)
-        plan = enter_plan(request, str(cgroups.unified))
-        status = _supervise(
-            request, stack, claim, record, audit, proxy, guard, plan, cgroups, gateway_fd, started
-        )
+        sandbox = _set_up(request, stack, started)
+        plan = enter_plan(request, str(sandbox.cgroups.unified))
+        status = _supervise(request, stack, sandbox, plan)
     reclaim.reclaim_quietly()
     return status
+
+
+def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
+    """Everything that encloses CMD, in order; `stack` undoes it from the last to the first."""
+    spec = request.spec
+    name = spec.name or state.generated_name()
+    state.prepare()
+    claim = stack.enter_context(state.claim(name))
+    proxy = proxyprocess.start(request.uplink_fd)
+    stack.callback(proxy.stop)
+    audit = AuditLog(request.audit_fd, name, tell_refusal if spec.verbose else None)
+    cgroups = stack.enter_context(cgroup.create_cgroups(cgroup.hierarchies(), name, spec.limits))
+    gateway_fd = stack.enter_context(netns.create_namespace("gateway namespace"))
+    sandbox_fd = stack.enter_context(netns.create_namespace("sandbox namespace"))
+    cookie = netns.cookie_of(sandbox_fd)
+    # Recorded before the probe knows the cookie, so that nobody reclaims a living entry.
+    record = _record(request, name, cookie, cgroups.unified, sandbox_fd, gateway_fd)
+    claim.write(record)
+    apply_links(link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox_fd, gateway_fd=gateway_fd)
+    _load_rules(gateway_fd)
+    guard = _guard(request, cookie, cgroups.unified, stack)
+    if guard.lost and spec.verbose:
+        complain(guard.lost)
+    record = replace(record, pins=guard.pins)
+    _configure_proxy(request, record, gateway_fd, guard, proxy)
+    return Sandbox(claim, record, audit, proxy, guard, cgroups, sandbox_fd, gateway_fd, started)
 
 
 def _record(
     request: Request, name: str, cookie: int, own: Path, sandbox_fd: int, gateway_fd: int
 ) -> state.Record:
-    from netns_runtime.events import timestamp
-
     spec = request.spec
     descriptors = f"/proc/{os.getpid()}/fd"
     return state.Record(
@@ -139,7 +159,7 @@ def _guard(request: Request, cookie: int, own: Path, stack: ExitStack) -> Guard:
         lost = "refused connects are counted by nft and not attributed to a process"
         return Guard("nft", None, f"no probe ({error}); {lost}")
     stack.callback(registration.close)
-    return Guard("bpf", registration)
+    return Guard("bpf", registration, pins=str(probe.directory))
 
 
 def _open_probe(request: Request) -> Probe:
@@ -152,8 +172,7 @@ def _open_probe(request: Request) -> Probe:
 
 def _configure_proxy(
     request: Request,
-    name: str,
-    cookie: int,
+    record: state.Record,
     gateway_fd: int,
     guard: Guard,
     proxy: ProxyProcess,
@@ -173,9 +192,9 @@ def _configure_proxy(
     if owners_fd is not None:
         descriptors["owners"] = owners_fd
     config = ProxyConfig(
-        sandbox=name,
+        sandbox=record.name,
         policy=request.policy,
-        cookie=cookie,
+        cookie=record.cookie,
         report=spec.report,
         redirect=spec.redirect,
         limits=spec.limits,
@@ -206,147 +225,89 @@ def _listen() -> socket.socket:
     return listener
 
 
-def protected_paths(request: Request) -> tuple[str, ...]:
-    """What root executes or reads the next time, so that CMD must not be able to write it."""
-    package = Path(__file__).resolve().parent
-    launcher = package.parent / "netns-run"
-    paths = [str(package), sys.prefix, sysconfig.get_path("purelib")]
-    if launcher.is_file():
-        # A checkout: scripts/ and bpf/ are executed or compiled by root as well.
-        paths += [str(package.parent)]
-    spec = request.spec
-    paths += [os.path.abspath(path) for path in spec.policies]
-    if spec.upstream_ca is not None:
-        paths.append(os.path.abspath(spec.upstream_ca))
-    return tuple(dict.fromkeys(path for path in paths if os.path.exists(path)))
-
-
-def enter_plan(request: Request, own_cgroup: str | None) -> EnterPlan:
-    """How CMD enters: its environment, its view of the files, what it may not write."""
-    from netns_runtime import trust
-    from netns_runtime.environment import environment_of
-    from netns_runtime.namespace.enter import Command, plan_enter
-    from netns_runtime.namespace.filesystem import BoundFile, View
-    from netns_runtime.namespace.filesystem_protect import Identity
-
-    spec, user = request.spec, request.user
-    files = [
-        BoundFile(f"nameserver {layout.GATEWAY_IPV4}\n".encode(), ("/etc/resolv.conf",)),
-    ]
-    bundle = None
-    if request.upstream_ca is not None:
-        bundle = trust.system_store()
-        system = Path(bundle).read_bytes() if bundle is not None else b""
-        bundle = bundle or "/run/netns-runtime-ca.pem"
-        files.append(BoundFile(trust.merged_bundle(system, request.upstream_ca), (bundle,)))
-    environment = environment_of(
-        os.environ,
-        user=user.entry,
-        sudo=user.is_sudo,
-        bundle=bundle,
-        exposed=spec.expose_sockets,
-    )
-    identity = Identity(user.uid, user.gid, user.groups)
-    command = Command(spec.command, environment, request.directory, identity, spec.keep_fds)
-    view = View(
-        read_only=request.is_read_only,
-        writable=spec.writable,
-        expose_sockets=spec.expose_sockets,
-        files=tuple(files),
-        protected=protected_paths(request),
-        cgroup=own_cgroup,
-    )
-    return plan_enter(command, view)
-
-
-def _supervise(
-    request: Request,
-    stack: ExitStack,
-    claim: state.Claim,
-    record: state.Record,
-    audit: AuditLog,
-    proxy: ProxyProcess,
-    guard: Guard,
-    plan: EnterPlan,
-    cgroups: cgroup.Cgroups,
-    gateway_fd: int,
-    started: float,
-) -> int:
-    from dataclasses import replace
-
-    from netns_runtime.namespace.enter_launch import launch
+def _supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: EnterPlan) -> int:
+    """Start CMD's processes, let CMD go when everything serves, and follow it to its end."""
     from netns_runtime.namespace.terminal import JobControl, Terminal
     from netns_runtime.refusals import Refusals
 
-    spec = request.spec
-    status_writer = StatusWriter(spec.status_fd)
-    refusals = Refusals(audit, guard.registration, lambda: _read_rules(gateway_fd), complain)
-    sandbox_fd = int(record.sandbox_ns.rpartition("/")[2])
-    child = _launch(launch, plan, sandbox_fd, cgroups)
-    ended = False
+    status_writer = StatusWriter(request.spec.status_fd)
+    refusals = Refusals(
+        sandbox.audit,
+        sandbox.guard.registration,
+        lambda: _read_rules(sandbox.gateway_fd),
+        complain,
+    )
+    child = _launch(plan, sandbox)
+    status = EXIT_FAILED
     try:
         job = JobControl(child, Terminal.controlling())
         stack.callback(job.close)
 
         def on_ready(pid: int) -> None:
-            claim.write(replace(record, pid=pid, proxy=proxy.pid, probe=guard.mode))
-            refuse_without_record(
-                audit,
-                pid=pid,
-                uid=request.user.uid,
-                probe=guard.mode,
-                command=spec.command[0],
-                detail=guard.lost or None,
-            )
-            status_writer.write(
-                "started",
-                sandbox=record.name,
-                pid=pid,
-                supervisor=record.supervisor,
-                proxy=proxy.pid,
-                cookie=record.cookie,
-                cgroup=record.cgroup,
-            )
+            _announce(request, sandbox, status_writer, pid)
             child.go()
 
         status = Supervisor(
             child=child,
-            proxy=proxy,
+            proxy=sandbox.proxy,
             job=job,
-            registration=guard.registration,
+            registration=sandbox.guard.registration,
             refusals=refusals,
-            audit=audit,
             on_ready=on_ready,
         ).run()
-        ended = True
     finally:
         child.close()
-        if not ended:
-            status_writer.write("exited", sandbox=record.name, code=125)
+        status_writer.write("exited", sandbox=sandbox.record.name, code=status)
     refusals.drain()
     refusals.poll_nft()
-    proxy.stop()
-    _write_exit(audit, status, refusals.totals(), started)
-    status_writer.write("exited", sandbox=record.name, code=status)
+    sandbox.proxy.stop()
+    _write_exit(sandbox.audit, status, refusals.totals(), sandbox.started)
     return status
 
 
-def _launch(launch, plan, sandbox_fd: int, cgroups: cgroup.Cgroups):  # type: ignore[no-untyped-def]
+def _announce(request: Request, sandbox: Sandbox, status_writer: StatusWriter, pid: int) -> None:
+    """Record that CMD is about to run. A sandbox that cannot be recorded does not start."""
+    record, guard = sandbox.record, sandbox.guard
+    sandbox.claim.write(replace(record, pid=pid, proxy=sandbox.proxy.pid, probe=guard.mode))
+    try:
+        # Only CMD's name: arguments carry what people do not mean to publish.
+        sandbox.audit.write(
+            "sandbox.started",
+            pid=pid,
+            uid=request.user.uid,
+            probe=guard.mode,
+            command=request.spec.command[0],
+            detail=guard.lost or None,
+        )
+    except AuditError as error:
+        raise StepError(str(error), remedy="free some space, or name another --audit") from error
+    status_writer.write(
+        "started",
+        sandbox=record.name,
+        pid=pid,
+        supervisor=record.supervisor,
+        proxy=sandbox.proxy.pid,
+        cookie=record.cookie,
+        cgroup=record.cgroup,
+    )
+
+
+def _launch(plan: EnterPlan, sandbox: Sandbox) -> Child:
+    from netns_runtime.namespace.enter_launch import launch
+
     with ExitStack() as stack:
         fds = []
-        for path in cgroups.all():
+        for path in sandbox.cgroups.all():
             fd = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
             fds.append(fd)
         try:
-            return launch(plan, netns_fd=sandbox_fd, cgroup_fds=fds)
+            return launch(plan, netns_fd=sandbox.sandbox_fd, cgroup_fds=fds)
         except OSError as error:
             raise step_error("sandbox process", error) from error
 
 
 def _write_exit(audit: AuditLog, status: int, totals: dict[str, int], started: float) -> None:
-    from netns_runtime.audit import AuditError
-
     try:
         audit.write(
             "sandbox.exited",
@@ -356,23 +317,3 @@ def _write_exit(audit: AuditLog, status: int, totals: dict[str, int], started: f
         )
     except AuditError as error:
         complain(str(error))
-
-
-def _teller():  # type: ignore[no-untyped-def]
-    """`-v`: say on stderr what was refused, by whom, and what would allow it."""
-
-    def tell(event: dict[str, object]) -> None:
-        if event.get("action") != "refuse":
-            return
-        who = event.get("comm", "a process")
-        pid = f" (pid {event['pid']})" if "pid" in event else ""
-        where = event.get("host") or event.get("address") or "somewhere"
-        port = f":{event['port']}" if "port" in event else ""
-        complain(
-            f"refused {who}{pid} to {where}{port}: {event.get('reason')}; {event.get('remedy')}"
-        )
-
-    return tell
-
-
-__all__ = ["NetnsError", "run"]

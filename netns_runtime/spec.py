@@ -86,11 +86,12 @@ def parse_resolver(text: str) -> tuple[str, int]:
 
 def parse_limit(text: str, limits: Limits) -> Limits:
     """`KEY=N`; N is a positive whole number, for memory also with k, m or g (1024s)."""
-    key, separator, value = text.partition("=")
+    key, _, value = text.partition("=")
     known = ("flows", "names", "pids", "memory")
     if key not in known:
         raise UsageError(
-            f"--limit {text}: {key!r} is no limit", remedy=f"use KEY=N, KEY one of {', '.join(known)}"
+            f"--limit {text}: {key!r} is no limit",
+            remedy=f"use KEY=N, KEY one of {', '.join(known)}",
         )
     match = re.fullmatch(r"([0-9]{1,15})([kmg]?)", value.lower())
     if match is None or (match[2] and key != "memory") or int(match[1]) == 0:

@@ -1,7 +1,8 @@
 """What exists now, so that netns-debug finds it and the next run reclaims what a killed one left.
 
-One file per sandbox in /run/netns-runtime, held locked (flock(2)) by its supervisor for as long as
-it lives: a file that can be locked belongs to a sandbox that has gone. Only root reads or writes it.
+One file per sandbox in /run/netns-runtime, held locked (flock(2)) by its supervisor for as
+long as it lives: a file that can be locked belongs to a sandbox that has gone. Only root reads or
+writes it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One running sandbox. `*_ns` are paths below /proc/PID/fd of its supervisor."""
+    """One running sandbox. `*_ns` are paths below /proc/PID/fd of its supervisor; `pins` is the
+    directory of the probe that guards it, empty without one.
+    """
 
     name: str
     supervisor: int
@@ -47,6 +50,7 @@ class Record:
     audit: str | None = None
     pid: int | None = None
     proxy: int | None = None
+    pins: str = ""
     format: int = _FORMAT
 
 

@@ -14,7 +14,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from netns_runtime.audit import AuditError
 from netns_runtime.errors import EXIT_FAILED, StepError
 from netns_runtime.namespace.enter_launch import (
     CannotExecute,
@@ -26,7 +25,6 @@ from netns_runtime.namespace.enter_launch import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from netns_runtime.audit import AuditLog
     from netns_runtime.namespace.enter_launch import Child
     from netns_runtime.namespace.terminal import JobControl
     from netns_runtime.probes.probe import Registration
@@ -74,7 +72,6 @@ class Supervisor:
         job: JobControl,
         registration: Registration | None,
         refusals: Refusals,
-        audit: AuditLog,
         on_ready: Callable[[int], None],
     ) -> None:
         self._child = child
@@ -82,7 +79,6 @@ class Supervisor:
         self._job = job
         self._registration = registration
         self._refusals = refusals
-        self._audit = audit
         self._on_ready = on_ready
         self._command_pid: int | None = None
         self._is_serving = False
@@ -97,9 +93,7 @@ class Supervisor:
             selector.register(self._child, selectors.EVENT_READ, self._on_child)
             selector.register(self._proxy, selectors.EVENT_READ, self._on_proxy)
             if self._registration is not None:
-                selector.register(
-                    self._registration, selectors.EVENT_READ, self._refusals.drain
-                )
+                selector.register(self._registration, selectors.EVENT_READ, self._refusals.drain)
             due = time.monotonic() + interval
             give_up = time.monotonic() + START_PATIENCE
             while self._status is None:
@@ -111,7 +105,9 @@ class Supervisor:
                     due = time.monotonic() + interval
                 if not self._is_running and time.monotonic() >= give_up:
                     late = "the sandbox" if self._is_serving else "the proxy"
-                    raise StepError(f"{late} did not start in {START_PATIENCE:.0f} s", remedy="try again")
+                    raise StepError(
+                        f"{late} did not start in {START_PATIENCE:.0f} s", remedy="try again"
+                    )
         return self._status
 
     def _go_when_ready(self) -> None:
@@ -140,7 +136,9 @@ class Supervisor:
         if message is None:
             words = self._proxy.last_words()
             if not self._is_running:
-                raise StepError(f"proxy: {words or 'it ended at once'}", remedy="see netns-debug doctor")
+                raise StepError(
+                    f"proxy: {words or 'it ended at once'}", remedy="see netns-debug doctor"
+                )
             self._child.kill()
             complain("the proxy ended, and CMD with it" + (f": {words}" if words else ""))
             self._status = EXIT_FAILED
@@ -158,9 +156,13 @@ class Supervisor:
             complain(f"proxy: {message.get('line', '')}")
 
 
-def refuse_without_record(audit: AuditLog, **fields: Any) -> None:
-    """Write `sandbox.started`; a sandbox that cannot be recorded does not start."""
-    try:
-        audit.write("sandbox.started", **fields)
-    except AuditError as error:
-        raise StepError(str(error), remedy="free some space, or name another --audit") from error
+def tell_refusal(event: dict[str, Any]) -> None:
+    """`-v`: say on stderr who was refused what, and what would allow it."""
+    if event.get("action") != "refuse":
+        return
+    who = event.get("comm", "a process") + (f" (pid {event['pid']})" if "pid" in event else "")
+    where = event.get("host") or event.get("address")
+    port = f":{event['port']}" if "port" in event else ""
+    to = f" to {where}{port}" if where else ""
+    times = f" {event['count']} times" if event.get("count", 1) > 1 else ""
+    complain(f"refused {who}{to}{times}: {event.get('reason')}; {event.get('remedy')}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import __version__, state
 from netns_runtime.cli.text import columns, pairs, say, say_json
+from netns_runtime.counts import counts_of
 from netns_runtime.errors import EXIT_FAILED, NetnsError, UsageError
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def _run(words: list[str]) -> int:
         return 0
     command = _COMMANDS.get(rest[0])
     if command is None:
-        raise UsageError(
-            f"unknown command {rest[0]}", remedy=f"use one of {', '.join(_COMMANDS)}"
-        )
+        raise UsageError(f"unknown command {rest[0]}", remedy=f"use one of {', '.join(_COMMANDS)}")
     if any(word.startswith("-") for word in rest[1:]):
         option = next(word for word in rest[1:] if word.startswith("-"))
         raise UsageError(f"unknown option {option}", remedy="see netns-debug --help")
@@ -86,9 +85,7 @@ def _chosen(words: list[str], command: str) -> state.Record:
     for record in records:
         if record.name == words[0]:
             return record
-    raise UsageError(
-        f"no sandbox called {words[0]} is running", remedy="see netns-debug list"
-    )
+    raise UsageError(f"no sandbox called {words[0]} is running", remedy="see netns-debug list")
 
 
 def _list(words: list[str], as_json: bool) -> int:
@@ -98,7 +95,14 @@ def _list(words: list[str], as_json: bool) -> int:
         say_json([asdict(record) for record in records])
         return 0
     rows = [
-        (record.name, record.pid or "-", record.uid, record.started, record.probe, " ".join(record.command))
+        (
+            record.name,
+            record.pid or "-",
+            record.uid,
+            record.started,
+            record.probe,
+            " ".join(record.command),
+        )
         for record in records
     ]
     say(columns(("NAME", "PID", "UID", "STARTED", "PROBE", "COMMAND"), rows))
@@ -107,8 +111,10 @@ def _list(words: list[str], as_json: bool) -> int:
 
 def _show(words: list[str], as_json: bool) -> int:
     record = _chosen(words, "show")
-    fields: dict[str, Any] = {key: value for key, value in asdict(record).items() if value is not None}
-    fields["totals"] = _counts(record)["totals"]
+    fields: dict[str, Any] = {
+        key: value for key, value in asdict(record).items() if value is not None
+    }
+    fields["totals"] = counts_of(record)["totals"]
     if as_json:
         say_json(fields)
         return 0
@@ -121,15 +127,9 @@ def _show(words: list[str], as_json: bool) -> int:
     return 0
 
 
-def _counts(record: state.Record) -> dict[str, Any]:
-    from netns_runtime.counts import counts_of
-
-    return counts_of(record)
-
-
 def _stats(words: list[str], as_json: bool) -> int:
     record = _chosen(words, "stats")
-    found = _counts(record)
+    found = counts_of(record)
     if as_json:
         say_json(found)
         return 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def show(request: Request) -> None:
     """Print addresses, links, ruleset, probe, policy and how CMD would enter."""
-    from netns_runtime.runtime import enter_plan
+    from netns_runtime.entering import enter_plan
 
     has_ipv6 = kernel_has_ipv6()
     say("addresses")

@@ -1,7 +1,7 @@
 """The command line of netns-run: one table of options, one pass over the words.
 
 Written out because every option must answer a mistake with one line and exit status 125, and
-because argparse costs a launch 13 ms. Values are parsed by `spec`; what is missing here is no option.
+because argparse costs a launch 13 ms. `spec` parses the values.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _append(key: str, parse: Callable[[str], Any] = str) -> _Put:
 def _choice(option: str, choices: tuple[str, ...]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
-            raise UsageError(f"{option} {text}: unknown value", remedy=f"use {' or '.join(choices)}")
+            raise UsageError(
+                f"{option} {text}: unknown value", remedy=f"use {' or '.join(choices)}"
+            )
         return text
 
     return parse
@@ -92,7 +94,9 @@ def _put_limit(values: dict[str, Any], text: str) -> None:
 _VALUES: Final[dict[str, _Put]] = {
     "--policy": _append("policies"),
     "--allow": _append("allow"),
-    "--redirect": _store("redirect", lambda text: _choice("--redirect", ("on", "off"))(text) == "on"),
+    "--redirect": _store(
+        "redirect", lambda text: _choice("--redirect", ("on", "off"))(text) == "on"
+    ),
     "--uplink": _store("uplink"),
     "--resolver": _store("resolver", parse_resolver),
     "--upstream-ca": _store("upstream_ca"),
@@ -152,7 +156,9 @@ def parse_command_line(words: Sequence[str]) -> Spec | str:
         _VALUES[option](values, text)
     command = tuple(words[position:])
     if not command or not command[0]:
-        raise UsageError("no command to run", remedy="usage: netns-run [OPTIONS...] [--] CMD [ARGS...]")
+        raise UsageError(
+            "no command to run", remedy="usage: netns-run [OPTIONS...] [--] CMD [ARGS...]"
+        )
     return Spec(command=command, **values)
 
 

@@ -63,7 +63,7 @@ def load(ruleset: Ruleset) -> None:
     if listed != wanted:
         difference = next((b for a, b in zip(listed, wanted, strict=False) if a != b), "a rule")
         raise StepError(
-            f"gateway rules: the kernel lists something else than was loaded, first at {difference}",
+            f"gateway rules: the kernel lists other rules than were loaded, first {difference}",
             remedy="report this with the version of nftables",
         )
 

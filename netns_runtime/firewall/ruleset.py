@@ -20,7 +20,9 @@ TABLE: Final = layout.NFT_TABLE
 _NEW: Final = {
     "match": {
         "op": "==",
-        "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "ack", "rst", "fin"]]},
+        "left": {
+            "&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "ack", "rst", "fin"]]
+        },
         "right": "syn",
     }
 }
@@ -41,14 +43,14 @@ REASONS: Final = {
     "refused_other": "direct_other",
     "spoofed": "spoofed_source",
 }
-"""Which audit reason each refusing counter stands for; the others refuse nothing of the client's."""
+"""Which audit reason each refusing counter stands for; the others refuse nothing."""
 DESTINATIONS: Final = {4: "refused_ipv4", 6: "refused_ipv6"}
 DESTINATION_LIMIT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """`commands`: one nft JSON transaction. `expected`: table objects, as `list ruleset` has them."""
+    """`commands`: one nft JSON transaction. `expected`: its objects, as `list ruleset` has them."""
 
     commands: tuple[dict[str, Any], ...]
 
@@ -99,11 +101,30 @@ _ACCEPT: Final = {"accept": None}
 def _prerouting() -> list[list[dict[str, Any]]]:
     from_gateway = _match(_meta("iifname"), layout.GATEWAY_LINK)
     return [
-        [_match(_meta("iifname"), layout.GATEWAY_LINK, "!="), _match(_meta("iifname"), "lo", "!="), _DROP],
+        [
+            _match(_meta("iifname"), layout.GATEWAY_LINK, "!="),
+            _match(_meta("iifname"), "lo", "!="),
+            _DROP,
+        ],
         # Multicast listener reports and solicitations that the sandbox's own kernel sends.
-        [from_gateway, _match(_payload("ip6", "daddr"), {"prefix": {"addr": "ff00::", "len": 8}}), _match(_meta("l4proto"), "ipv6-icmp"), _DROP],
-        [from_gateway, _match(_payload("ip", "saddr"), str(layout.SANDBOX_IPV4), "!="), _counter("spoofed"), _DROP],
-        [from_gateway, _match(_payload("ip6", "saddr"), str(layout.SANDBOX_IPV6), "!="), _counter("spoofed"), _DROP],
+        [
+            from_gateway,
+            _match(_payload("ip6", "daddr"), {"prefix": {"addr": "ff00::", "len": 8}}),
+            _match(_meta("l4proto"), "ipv6-icmp"),
+            _DROP,
+        ],
+        [
+            from_gateway,
+            _match(_payload("ip", "saddr"), str(layout.SANDBOX_IPV4), "!="),
+            _counter("spoofed"),
+            _DROP,
+        ],
+        [
+            from_gateway,
+            _match(_payload("ip6", "saddr"), str(layout.SANDBOX_IPV6), "!="),
+            _counter("spoofed"),
+            _DROP,
+        ],
     ]
 
 
@@ -113,9 +134,24 @@ def _input() -> list[list[dict[str, Any]]]:
     ipv4, ipv6 = _match(_meta("nfproto"), "ipv4"), _match(_meta("nfproto"), "ipv6")
     rules: list[list[dict[str, Any]]] = [
         [_match(_meta("iifname"), layout.GATEWAY_LINK, "!="), _DROP],
-        [to_gateway, _match(_payload("tcp", "dport"), layout.PROXY_PORT), _counter("accepted_proxy"), _ACCEPT],
-        [to_gateway, _match(_payload("udp", "dport"), layout.DNS_PORT), _counter("accepted_dns"), _ACCEPT],
-        [to_gateway, _match(_payload("tcp", "dport"), layout.DNS_PORT), _counter("accepted_dns"), _ACCEPT],
+        [
+            to_gateway,
+            _match(_payload("tcp", "dport"), layout.PROXY_PORT),
+            _counter("accepted_proxy"),
+            _ACCEPT,
+        ],
+        [
+            to_gateway,
+            _match(_payload("udp", "dport"), layout.DNS_PORT),
+            _counter("accepted_dns"),
+            _ACCEPT,
+        ],
+        [
+            to_gateway,
+            _match(_payload("tcp", "dport"), layout.DNS_PORT),
+            _counter("accepted_dns"),
+            _ACCEPT,
+        ],
     ]
     for chosen, version in ((ipv4, 4), (ipv6, 6)):
         rules.append([chosen, tcp, _NEW, _note_destination(version, "tcp")])
@@ -125,7 +161,11 @@ def _input() -> list[list[dict[str, Any]]]:
         [tcp, _NEW, _counter("refused_tcp"), _RESET],
         [tcp, _counter("stray_tcp"), _RESET],
         [udp, _counter("refused_udp"), _UNREACHABLE],
-        [_match(_meta("l4proto"), {"set": ["icmp", "ipv6-icmp"]}), _counter("refused_icmp"), _UNREACHABLE],
+        [
+            _match(_meta("l4proto"), {"set": ["icmp", "ipv6-icmp"]}),
+            _counter("refused_icmp"),
+            _UNREACHABLE,
+        ],
         [_counter("refused_other"), _UNREACHABLE],
     ]
 
@@ -149,7 +189,7 @@ def gateway_ruleset() -> Ruleset:
                 }
             }
         )
-    chains = (
+    chains: tuple[tuple[str, str, int, str, list[list[dict[str, Any]]]], ...] = (
         ("prerouting", "prerouting", -300, "accept", _prerouting()),
         ("input", "input", 0, "drop", _input()),
         ("forward", "forward", 0, "drop", []),

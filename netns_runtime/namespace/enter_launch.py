@@ -219,7 +219,7 @@ def launch(plan: EnterPlan, *, netns_fd: int, cgroup_fds: Sequence[int] = ()) ->
             os.close(errors)
             ours.close()
             _become_bwrap(plan, supervisor, netns_fd, cgroup_fds, theirs.fileno(), errors_write)
-        except BaseException as error:  # noqa: BLE001 - the fork must never return to the caller
+        except BaseException as error:
             with suppress(OSError):
                 os.write(errors_write, f"entering the sandbox: {error}\n".encode(errors="replace"))
         finally:

@@ -36,7 +36,20 @@ HARMLESS_SYSFS: Final = (
 )
 # Where uid 0 finds something that root outside executes: never writable because CMD starts there.
 SYSTEM_PLACES: Final = tuple(
-    "/bin /boot /etc /lib /lib32 /lib64 /opt /sbin /srv /usr /var/lib /var/spool".split()
+    [
+        "/bin",
+        "/boot",
+        "/etc",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/opt",
+        "/sbin",
+        "/srv",
+        "/usr",
+        "/var/lib",
+        "/var/spool",
+    ]
 )
 LINKS_OF_PROC: Final = frozenset({"self", "thread-self", "mounts", "net"})
 
@@ -160,7 +173,7 @@ def plan_view(
 
 def hidden_places(runtime_dir: str | None) -> tuple[str, ...]:
     """Where the host keeps sockets and other people's files: private and empty inside."""
-    places = ["/run", "/tmp"]  # noqa: S108
+    places = ["/run", "/tmp"]
     if os.path.isdir("/var/run") and not os.path.islink("/var/run"):
         places.append("/var/run")
     if runtime_dir is not None and os.path.isdir(runtime_dir):
@@ -178,13 +191,13 @@ def _kernel_places(cgroup: str | None) -> Iterable[tuple[str, ...]]:
         yield ("--ro-bind", cgroup, "/sys/fs/cgroup")
     yield ("--remount-ro", "/sys")
     yield ("--dev", "/dev")
-    yield ("--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108
+    yield ("--perms", "1777", "--tmpfs", "/dev/shm")
     yield ("--mqueue", "/dev/mqueue")
 
 
 def _hiding(hidden: Sequence[str]) -> Iterable[tuple[str, ...]]:
     for place in hidden:
-        mode = "1777" if place == "/tmp" else "0755"  # noqa: S108
+        mode = "1777" if place == "/tmp" else "0755"
         yield ("--perms", mode, "--tmpfs", place)
     yield ("--perms", "1777", "--dir", "/run/lock")
 

@@ -17,11 +17,39 @@ if TYPE_CHECKING:
 
 # File systems that are the kernel's own controls, or another namespace's devices and processes.
 KERNEL_FILESYSTEMS: Final = frozenset(
-    """
-    apparmorfs autofs binder binfmt_misc bpf cgroup cgroup2 configfs cpuset debugfs devpts devtmpfs
-    efivarfs functionfs fusectl gadgetfs mqueue nfsd nsfs ocfs2_dlmfs proc pstore resctrl
-    rpc_pipefs securityfs selinuxfs smackfs sysfs tracefs usbfs xenfs
-    """.split()
+    [
+        "apparmorfs",
+        "autofs",
+        "binder",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "cpuset",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "functionfs",
+        "fusectl",
+        "gadgetfs",
+        "mqueue",
+        "nfsd",
+        "nsfs",
+        "ocfs2_dlmfs",
+        "proc",
+        "pstore",
+        "resctrl",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "smackfs",
+        "sysfs",
+        "tracefs",
+        "usbfs",
+        "xenfs",
+    ]
 )
 
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
@@ -66,9 +94,7 @@ def mount_of(path: str, mounts: Iterable[Mount]) -> Mount | None:
     """The mount that shows `path`: the deepest point, and of several there the latest."""
     best = None
     for mount in mounts:
-        if is_below(path, mount.point) and (
-            best is None or len(mount.point) >= len(best.point)
-        ):
+        if is_below(path, mount.point) and (best is None or len(mount.point) >= len(best.point)):
             best = mount
     return best
 

@@ -21,6 +21,7 @@ from netns_runtime.namespace.netns import run_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv6Address
 
 Place = Literal["sandbox", "gateway"]
 
@@ -71,7 +72,7 @@ def _side(place: Place, has_ipv6: bool) -> Iterable[Operation]:
     is_sandbox = place == "sandbox"
     link = layout.SANDBOX_LINK if is_sandbox else layout.GATEWAY_LINK
     peer_mac = layout.GATEWAY_MAC if is_sandbox else layout.SANDBOX_MAC
-    pairs = [
+    pairs: list[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]] = [
         (
             layout.SANDBOX_IPV4 if is_sandbox else layout.GATEWAY_IPV4,
             layout.GATEWAY_IPV4 if is_sandbox else layout.SANDBOX_IPV4,
@@ -101,7 +102,7 @@ def _side(place: Place, has_ipv6: bool) -> Iterable[Operation]:
     yield _operation(place, "up", f"ip link set {link} up", link=link)
     for own, peer in pairs:
         family = socket.AF_INET if own.version == 4 else socket.AF_INET6
-        flags = {} if own.version == 4 else {"flags": IFA_F_NODAD}
+        flags: dict[str, int] = {} if own.version == 4 else {"flags": IFA_F_NODAD}
         # Host routes: with a prefix on the link the sandbox would ask for neighbours that nobody
         # answers for, and wait for three seconds.
         prefix = own.max_prefixlen

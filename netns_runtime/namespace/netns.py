@@ -118,9 +118,7 @@ def _is_network_namespace(fd: int) -> bool:
     import fcntl
 
     try:
-        return (
-            stat.S_ISREG(os.fstat(fd).st_mode) and fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
-        )
+        return stat.S_ISREG(os.fstat(fd).st_mode) and fcntl.ioctl(fd, NS_GET_NSTYPE) == CLONE_NEWNET
     except OSError:
         return False
 

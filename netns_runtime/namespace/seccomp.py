@@ -23,17 +23,66 @@ LOW_32_BITS: Final = 0xFFFFFFFF
 # bug behind them should be out of reach too.
 REFUSED: Final[dict[int, tuple[str, ...]]] = {
     errno.EPERM: tuple(
-        (
-            "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register "
-            "keyctl add_key request_key "
-            "mount umount umount2 pivot_root chroot open_tree move_mount fsopen fsconfig fsmount fspick "
-            "mount_setattr setns open_by_handle_at fanotify_init "
-            "process_vm_readv process_vm_writev pidfd_getfd kcmp lookup_dcookie "
-            "kexec_load kexec_file_load init_module finit_module delete_module create_module "
-            "get_kernel_syms query_module quotactl quotactl_fd acct swapon swapoff reboot vhangup syslog "
-            "settimeofday stime clock_settime clock_settime64 sethostname setdomainname "
-            "iopl ioperm vm86 vm86old nfsservctl uselib _sysctl"
-        ).split()
+        [
+            "bpf",
+            "perf_event_open",
+            "userfaultfd",
+            "io_uring_setup",
+            "io_uring_enter",
+            "io_uring_register",
+            "keyctl",
+            "add_key",
+            "request_key",
+            "mount",
+            "umount",
+            "umount2",
+            "pivot_root",
+            "chroot",
+            "open_tree",
+            "move_mount",
+            "fsopen",
+            "fsconfig",
+            "fsmount",
+            "fspick",
+            "mount_setattr",
+            "setns",
+            "open_by_handle_at",
+            "fanotify_init",
+            "process_vm_readv",
+            "process_vm_writev",
+            "pidfd_getfd",
+            "kcmp",
+            "lookup_dcookie",
+            "kexec_load",
+            "kexec_file_load",
+            "init_module",
+            "finit_module",
+            "delete_module",
+            "create_module",
+            "get_kernel_syms",
+            "query_module",
+            "quotactl",
+            "quotactl_fd",
+            "acct",
+            "swapon",
+            "swapoff",
+            "reboot",
+            "vhangup",
+            "syslog",
+            "settimeofday",
+            "stime",
+            "clock_settime",
+            "clock_settime64",
+            "sethostname",
+            "setdomainname",
+            "iopl",
+            "ioperm",
+            "vm86",
+            "vm86old",
+            "nfsservctl",
+            "uselib",
+            "_sysctl",
+        ]
     ),
     # glibc falls back on clone, whose flags are an argument and can be filtered.
     errno.ENOSYS: ("clone3",),

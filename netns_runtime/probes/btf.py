@@ -34,6 +34,7 @@ _EXTRA: Final = {
     19: (0, 12),
 }
 _LAST_KIND: Final = 19
+_DEPTH: Final = 16
 _TYPE = struct.Struct("=III")
 
 EXECUTABLE_FIELDS: Final[Mapping[str, tuple[str, str]]] = {
@@ -94,15 +95,19 @@ class _Types:
                     found.setdefault(text, place)
         return found
 
-    def offset_of(self, place: int, field: bytes) -> int | None:
+    def offset_of(self, place: int, field: bytes, depth: int = _DEPTH) -> int | None:
         """In bits, through anonymous structures and unions."""
+        if depth == 0:
+            raise ValueError("BTF: nested without end")
         for name, type_id, bits in self.members(place):
             if name == field:
                 return bits
             if not name:
                 inner = self.positions[type_id]
                 kind = _TYPE.unpack_from(self.data, inner)[1] >> 24 & 0x1F
-                below = self.offset_of(inner, field) if kind in (_STRUCT, _UNION) else None
+                below = (
+                    self.offset_of(inner, field, depth - 1) if kind in (_STRUCT, _UNION) else None
+                )
                 if below is not None:
                     return bits + below
         return None

@@ -11,12 +11,13 @@ import importlib.util
 import os
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.probes import syscall
 from netns_runtime.probes.btf import VMLINUX
-from netns_runtime.probes.hooks import CGROUP_SOCK_ADDR, HOOKS, SOCK_OPS
+from netns_runtime.probes.hooks import CGROUP_SOCK_ADDR, HOOKS
 from netns_runtime.probes.pins import MOUNTS, bpffs_of
 
 if TYPE_CHECKING:
@@ -104,17 +105,12 @@ class _Check:
 _CHECKS: Final = (
     _Check("bpf", lambda: _creates(_ARRAY, 4, 4, 1), "run as root, and lift what denies bpf(2)"),
     _Check(
-        "cgroup2", lambda: _has_line("/proc/mounts", "cgroup2", 2), "mount -t cgroup2 none /mnt/cgroup"
+        "cgroup2",
+        lambda: _has_line("/proc/mounts", "cgroup2", 2),
+        "mount -t cgroup2 none /mnt/cgroup",
     ),
     _Check("bpffs", _has_bpffs, _KERNEL),
-    *(
-        _Check(
-            hook.name, lambda hook=hook: _loads(hook.kind, hook.attach_type), _KERNEL  # type: ignore[misc]
-        )
-        for hook in HOOKS
-        if hook.kind == CGROUP_SOCK_ADDR
-    ),
-    _Check("sock_ops", lambda: _loads(SOCK_OPS, 3), _KERNEL),
+    *(_Check(hook.name, partial(_loads, hook.kind, hook.attach_type), _KERNEL) for hook in HOOKS),
     _Check("ringbuf", lambda: _creates(syscall.RINGBUF, 0, 0, 65536), _KERNEL),
     _Check("netns cookie", lambda: _calls(_NETNS_COOKIE), _KERNEL),
     _Check("set_retval", lambda: _calls(_SET_RETVAL), _KERNEL),

@@ -24,7 +24,7 @@ def version_of(name: str) -> tuple[int, ...]:
 
 
 def pair_of(names: list[str]) -> tuple[str, str] | None:
-    """The newest (specific, common) pair: Debian's `X-amd64`, `X-common`; Ubuntu's `X-generic`, `X`.
+    """The newest pair: Debian's `X-amd64` and `X-common`, Ubuntu's `X-generic` and `X`.
 
     A flavour is any suffix (`-cloud-amd64`, `-rt`, `-aws`): what counts is that its common half is
     there.

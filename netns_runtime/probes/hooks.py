@@ -47,7 +47,9 @@ def source_directory() -> Path:
     for place in (_PACKAGE / "bpf", _PACKAGE.parent / "bpf"):
         if (place / FILES[0]).is_file():
             return place
-    raise ProbeUnavailable("the sources of the probe are missing", remedy="install the package anew")
+    raise ProbeUnavailable(
+        "the sources of the probe are missing", remedy="install the package anew"
+    )
 
 
 def _words(packed: bytes) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Compiles bpf/ with bcc, loads it and pins it: the only module that imports bcc, and once per boot.
+"""Compiles bpf/ with bcc, loads and pins it: the only module that imports bcc, once per boot.
 
 It runs in a child process, so that the supervisor neither keeps a compiler in memory nor shares its
 standard error with one. It either leaves a complete directory of pins or none, and what compiler or
@@ -33,7 +33,11 @@ _LOG_BYTES: Final = 1 << 24
 def verifier_lines(log: str) -> tuple[str, str]:
     """What the verifier objected to, and at which instruction: the last two lines that say so."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    told = [line for line in lines if not re.match(r"(processed \d+ insns|verification time|stack)", line)]
+    told = [
+        line
+        for line in lines
+        if not re.match(r"(processed \d+ insns|verification time|stack)", line)
+    ]
     if not told:
         return "the verifier gave no reason", ""
     where = next((line for line in reversed(told[:-1]) if re.match(r"\d+: \(", line)), "")
@@ -100,7 +104,8 @@ def _load(module: Any, name: str, kind: int, attach_type: int) -> int:
         what, where = verifier_lines(log) if log else (os.strerror(error.errno or 0), "")
         raise ProbeUnavailable(
             f"the kernel refused program {name}: {what}",
-            remedy=f"{where or 'no instruction named'} (-v for the whole log)",
+            remedy="-v shows the verifier's whole log",
+            where=where,
             details=log,
         ) from error
 
@@ -147,9 +152,17 @@ def compile_and_pin(directory: Path, source: str, flags: Sequence[str], cache: P
         try:
             _compile_and_pin(directory, source, flags, cache)
         except ProbeUnavailable as error:
-            answer = {"what": error.what, "remedy": error.remedy, "details": error.details}
+            answer = {
+                "what": error.what,
+                "remedy": error.remedy,
+                "where": error.where,
+                "details": error.details,
+            }
         except BaseException as error:
-            answer = {"what": f"the probe was not loaded: {error}", "details": traceback.format_exc()}
+            answer = {
+                "what": f"the probe was not loaded: {error}",
+                "details": traceback.format_exc(),
+            }
         with os.fdopen(writing, "w") as pipe:
             json.dump(answer, pipe)
         os._exit(0)
@@ -160,5 +173,8 @@ def compile_and_pin(directory: Path, source: str, flags: Sequence[str], cache: P
     answer = json.loads(text) if text else {"what": "the compiler of the probe died"}
     if answer:
         raise ProbeUnavailable(
-            answer["what"], remedy=answer.get("remedy", ""), details=answer.get("details", "")
+            answer["what"],
+            remedy=answer.get("remedy", ""),
+            where=answer.get("where", ""),
+            details=answer.get("details", ""),
         )

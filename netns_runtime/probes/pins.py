@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import stat
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BPFFS: Final = Path("/sys/fs/bpf")
 MOUNTS: Final = Path("/proc/self/mounts")
+_SET: Final = re.compile(rf"{layout.PREFIX}-[0-9a-f]{{16}}")
+_HALF: Final = re.compile(rf"{_SET.pattern}-new")
 ALL_FEATURES: Final[frozenset[str]] = frozenset()
 
 
@@ -71,7 +74,7 @@ def _check_owner(directory: Path) -> None:
         raise ProbeUnavailable(f"{directory} is not root's own", remedy="remove it")
 
 
-def _open_set(directory: Path) -> Probe:
+def open_set(directory: Path) -> Probe:
     _check_owner(directory)
     opened: dict[str, int] = {}
     try:
@@ -102,7 +105,7 @@ def ensure_probe(
     source = hooks.source_text()
     directory = place / (name or set_name(source, lacks))
     try:
-        return _open_set(directory)
+        return open_set(directory)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -113,7 +116,7 @@ def ensure_probe(
                 from netns_runtime.probes import load
 
                 load.compile_and_pin(directory, source, load.executable_flags(lacks), cache)
-            return _open_set(directory)
+            return open_set(directory)
     except OSError as error:
         raise ProbeUnavailable(f"cannot pin the probe in {directory}: {error.strerror}") from error
 
@@ -128,12 +131,38 @@ def _refuse_without(lacks: frozenset[str]) -> None:
 
 
 def stale_sets(bpffs: Path, current: str) -> list[Path]:
-    """Sets of ours other than the current one: an upgrade's leftovers, or half a set."""
+    """The sets of other versions that serve no sandbox any more; one that does is not listed."""
     return [
         entry
         for entry in bpffs.iterdir()
-        if entry.name.startswith(f"{layout.PREFIX}-") and entry.name != current
+        if _SET.fullmatch(entry.name) and entry.name != current and _is_idle(entry)
     ]
+
+
+def remove_stale_sets(bpffs: Path | None = None) -> tuple[str, ...]:
+    """Unpin the stale sets, and the halves of sets that died launches left. Their names."""
+    place = bpffs or bpffs_of(MOUNTS.read_text(encoding="utf-8"))
+    if place is None:
+        return ()
+    current = set_name(hooks.source_text())
+    # Under the lock nobody is pinning, so a half is nobody's.
+    with _only_one(place):
+        stale = stale_sets(place, current)
+        stale += [entry for entry in place.iterdir() if _HALF.fullmatch(entry.name)]
+        for directory in stale:
+            remove_pins(directory)
+    return tuple(directory.name for directory in stale)
+
+
+def _is_idle(directory: Path) -> bool:
+    try:
+        slots = syscall.open_pin(str(directory / "slots"))
+    except OSError:
+        return True
+    try:
+        return syscall.is_empty(slots)
+    finally:
+        os.close(slots)
 
 
 def remove_pins(directory: Path) -> None:

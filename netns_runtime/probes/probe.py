@@ -99,7 +99,9 @@ class Probe:
             self._attach(cgroup)
             slot = self._insert("slots", cookie, self._claim(cookie))
         except OSError as error:
-            raise ProbeUnavailable(f"cannot attach the probe to {cgroup}: {error.strerror}") from error
+            raise ProbeUnavailable(
+                f"cannot attach the probe to {cgroup}: {error.strerror}"
+            ) from error
         try:
             number = self._insert("lent", 0, COOKIE.pack(cookie))
             ring = RingReader(self._ring_fd(number), records.RING_BYTES)

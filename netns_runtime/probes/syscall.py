@@ -11,10 +11,7 @@ import ctypes
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Final
 
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 _MAP_CREATE: Final = 0
@@ -107,9 +104,19 @@ def delete(fd: int, key: bytes) -> bool:
     return True
 
 
-def entries(
-    fd: int, key_size: int, value_size: int, capacity: int
-) -> list[tuple[bytes, bytes]]:
+def is_empty(fd: int) -> bool:
+    """Whether a hash map has no entry."""
+    following = ctypes.create_string_buffer(256)
+    try:
+        _bpf(_MAP_NEXT_KEY, struct.pack("=IIQQ", fd, 0, 0, ctypes.addressof(following)))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return True
+        raise
+    return False
+
+
+def entries(fd: int, key_size: int, value_size: int, capacity: int) -> list[tuple[bytes, bytes]]:
     """Every (key, value) of a hash map of at most `capacity` entries, by one call (Linux 5.6)."""
     keys = ctypes.create_string_buffer(key_size * capacity)
     values = ctypes.create_string_buffer(value_size * capacity)
@@ -135,10 +142,12 @@ def entries(
         if error.errno != errno.ENOENT:
             raise
     count: int = struct.unpack_from("=I", attr, 32)[0]
+    key_bytes = ctypes.string_at(keys, count * key_size)
+    value_bytes = ctypes.string_at(values, count * value_size)
     return [
         (
-            keys[place * key_size : (place + 1) * key_size],
-            values[place * value_size : (place + 1) * value_size],
+            key_bytes[place * key_size : (place + 1) * key_size],
+            value_bytes[place * value_size : (place + 1) * value_size],
         )
         for place in range(count)
     ]

@@ -10,8 +10,15 @@ from netns_runtime.errors import NetnsError
 
 
 class ProbeUnavailable(NetnsError):
-    """One line and its remedy. `details` is the whole text of the verifier or compiler, for `-v`."""
+    """What is missing, and the remedy. `where`: the instruction a verifier stopped at, told in a
+    second line. `details`: all that verifier or compiler said, for `-v`.
+    """
 
-    def __init__(self, what: str, *, remedy: str = "", details: str = "") -> None:
+    def __init__(self, what: str, *, remedy: str = "", where: str = "", details: str = "") -> None:
         super().__init__(what, remedy=remedy)
+        self.where = " ".join(where.split())
         self.details = details
+
+    def __str__(self) -> str:
+        line = super().__str__()
+        return f"{line}\n  at {self.where}" if self.where else line

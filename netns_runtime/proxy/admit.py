@@ -8,6 +8,7 @@ with a response. `flow.decided` is written before anything is dialled: no record
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -15,7 +16,7 @@ import trio
 from netns_runtime.audit import AuditError
 from netns_runtime.policy import decide
 from netns_runtime.proxy.dial import Dialled, candidates_of, dial
-from netns_runtime.proxy.flow import Flow, owner_fields
+from netns_runtime.proxy.flow import Ended, Flow, owner_fields
 from netns_runtime.proxy.peer import Peer
 from netns_runtime.proxy.refuse import Refusal, refusal_of, response_of
 from netns_runtime.wire.head import HeadReader
@@ -23,7 +24,6 @@ from netns_runtime.wire.head import HeadReader
 if TYPE_CHECKING:
     from netns_runtime.address import HostPort
     from netns_runtime.owner import Owner
-    from netns_runtime.proxy.relay import Ended
     from netns_runtime.proxy.sandbox import Sandbox
     from netns_runtime.wire import ProtocolError
     from netns_runtime.wire.head import RequestHead
@@ -118,7 +118,7 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
         unrecorded = record(sandbox, flow, None)
         if unrecorded is not None:
             return unrecorded
-        sandbox.close_flow(flow, **ended_by(addresses))
+        sandbox.close_flow(flow, ended_by(addresses))
         return addresses
     flow.address = str(addresses[0])
     unrecorded = record(sandbox, flow, None)
@@ -128,24 +128,23 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
     try:
         outcome = await dial(sandbox, flow.target, addresses)
     except BaseException as error:
-        bug = isinstance(error, Exception)
-        sandbox.close_flow(
-            flow,
-            reason="proxy_internal_error" if bug else "connection_terminated",
-            said_by="proxy" if bug else "sandbox",
-        )
+        if isinstance(error, Exception):
+            ended = Ended(reason="proxy_internal_error", said_by="proxy")
+        else:
+            ended = Ended(reason="connection_terminated", said_by="sandbox")
+        sandbox.close_flow(flow, ended)
         raise
     if isinstance(outcome, Refusal):
         flow.address = outcome.address
-        sandbox.close_flow(flow, **ended_by(outcome))
+        sandbox.close_flow(flow, ended_by(outcome))
     else:
         flow.address = outcome.address
     return outcome
 
 
-def ended_by(refusal: Refusal) -> dict[str, str]:
-    """The fields of `flow.closed` for a flow that never came to be."""
-    return {"reason": refusal.reason, "said_by": refusal.said_by, "detail": refusal.detail}
+def ended_by(refusal: Refusal) -> Ended:
+    """The end of a flow that a refusal, or a failure, ended."""
+    return Ended(reason=refusal.reason, said_by=refusal.said_by, detail=refusal.detail)
 
 
 def hand_over(
@@ -165,14 +164,12 @@ def hand_over(
 
     def closed(ended: Ended) -> None:
         sandbox.connections -= 1
-        sandbox.close_flow(
-            flow,
+        total = replace(
+            ended,
             bytes_in=ended.bytes_in + counted[0],
             bytes_out=ended.bytes_out + counted[1],
-            reason=ended.reason,
-            said_by=ended.said_by,
-            detail=ended.detail,
         )
+        sandbox.close_flow(flow, total)
 
     client.handed_over = True
     sandbox.relay.add(

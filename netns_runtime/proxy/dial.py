@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Final
@@ -107,6 +108,7 @@ def _remedy_of(address: IPAddress, target: HostPort, sandbox: Sandbox) -> str:
     return f"if that is meant, list it in the policy: allowed_ips: [{address}] for {target.host}"
 
 
+@lru_cache(maxsize=1024)
 def _literal_of(host: str) -> IPAddress | None:
     if ":" in host or host[-1].isdigit():
         try:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import h11
 import trio
 
-from netns_runtime.address import AddressError, HostPort, parse_authority
+from netns_runtime.address import AddressError, parse_authority
 from netns_runtime.audit import AuditError
 from netns_runtime.proxy.admit import (
     Client,
@@ -29,8 +28,10 @@ from netns_runtime.proxy.admit import (
     open_flow,
     record,
 )
+from netns_runtime.proxy.flow import Ended
 from netns_runtime.proxy.peer import Peer
 from netns_runtime.proxy.refuse import Refusal, response_of
+from netns_runtime.proxy.upstream import Upstream, Upstreams, end
 from netns_runtime.wire import ProtocolError
 from netns_runtime.wire.forward import (
     DEFAULT_PORTS,
@@ -48,62 +49,6 @@ if TYPE_CHECKING:
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 _RESET: Final = struct.pack("ii", 1, 0)
-
-
-@dataclass(slots=True, eq=False)
-class Upstream:
-    """A connection to a target, kept from one request to the next."""
-
-    flow: Flow
-    sock: socket.socket
-    peer: Peer
-    bytes_out: int = 0
-    bytes_in: int = 0
-    used: bool = False
-    fresh: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Upstreams:
-    """At most one upstream at a time for one client's connection."""
-
-    sandbox: Sandbox
-    kept: Upstream | None = field(default=None)
-
-    def take(self, target: HostPort) -> Upstream | None:
-        """The kept upstream, where it is the target's and has not ended meanwhile."""
-        upstream = self.kept
-        if upstream is None:
-            return None
-        if upstream.flow.target == target and _is_quiet(upstream.sock):
-            self.kept = None
-            return upstream
-        self.close()
-        return None
-
-    def close(self) -> None:
-        """End what is kept."""
-        if self.kept is not None:
-            end(self.sandbox, self.kept)
-            self.kept = None
-
-
-def _is_quiet(sock: socket.socket) -> bool:
-    try:
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False  # its end, or a response that nobody asked for
-
-
-def end(sandbox: Sandbox, upstream: Upstream, **ended: str) -> None:
-    """Close an upstream connection and write its flow's last line."""
-    upstream.sock.close()
-    sandbox.close_flow(
-        upstream.flow, bytes_in=upstream.bytes_in, bytes_out=upstream.bytes_out, **ended
-    )
 
 
 class _UpstreamFailed(Exception):
@@ -139,7 +84,7 @@ async def exchange(
             sandbox.flows[flow.id] = flow
             unrecorded = record(sandbox, flow, None)
             if unrecorded is not None:
-                end(sandbox, upstream, **ended_by(unrecorded))
+                end(sandbox, upstream, ended_by(unrecorded))
                 return await request.refuse(unrecorded)
         else:
             opened = await open_flow(sandbox, client, flow)
@@ -212,7 +157,7 @@ class _Request:
         """Send the request, bring back the response. Sets `stale` where it may be tried again."""
         sandbox = self.sandbox
         refusal: Refusal | None = None
-        ended: dict[str, str] = {}
+        went: Ended | None = None
         owned = True
         upstream.fresh = upstream.bytes_in
         try:
@@ -236,15 +181,12 @@ class _Request:
         except* (h11.RemoteProtocolError, ProtocolError) as group:
             refusal = Refusal("http_request_error", f"the request's content: {_first(group)}")
         except* OSError as group:
-            ended = {
-                "reason": "connection_terminated",
-                "said_by": "sandbox",
-                "detail": str(_first(group)),
-            }
+            what = str(_first(group))
+            went = Ended(reason="connection_terminated", said_by="sandbox", detail=what)
         finally:
             if owned:
-                end(sandbox, upstream, **(ended_by(refusal) if refusal else ended))
-        if ended:
+                end(sandbox, upstream, ended_by(refusal) if refusal else went or Ended())
+        if went is not None:
             return False
         if refusal is not None:
             if self._may_repeat(upstream, refusal):
@@ -344,15 +286,19 @@ class _Request:
             try:
                 event = self.up.next_event()
             except h11.RemoteProtocolError as error:
-                begun = "http_response_incomplete" if self.answered else "http_protocol_error"
-                raise _UpstreamFailed(begun, str(error)) from error
+                reason = "http_response_incomplete" if self.answered else "http_protocol_error"
+                raise _UpstreamFailed(reason, str(error)) from error
             if event is h11.NEED_DATA:
                 try:
                     data = await peer.receive()
                 except OSError as error:
                     raise _UpstreamFailed("connection_terminated", str(error.strerror)) from error
+                begun = upstream.bytes_in > upstream.fresh
+                if not begun and not b"HTTP/".startswith(data[:5]):
+                    raise _UpstreamFailed("http_protocol_error", f"{target} does not speak HTTP")
                 if not data and not self.answered:
-                    raise _UpstreamFailed("connection_terminated", f"{target} closed unanswered")
+                    reason = "http_protocol_error" if begun else "connection_terminated"
+                    raise _UpstreamFailed(reason, f"{target} closed without a response")
                 upstream.bytes_in += len(data)
                 self.up.receive_data(data)
             elif isinstance(event, h11.InformationalResponse):

@@ -15,8 +15,9 @@ import trio
 
 from netns_runtime.address import AddressError, parse_authority
 from netns_runtime.proxy.admit import Client, answer, begin, hand_over, malformed, open_flow, record
-from netns_runtime.proxy.exchange import Upstreams, exchange
+from netns_runtime.proxy.exchange import exchange
 from netns_runtime.proxy.refuse import Refusal
+from netns_runtime.proxy.upstream import Upstreams
 from netns_runtime.wire import NEED_DATA, ProtocolError
 
 if TYPE_CHECKING:
@@ -150,7 +151,14 @@ async def _connect(sandbox: Sandbox, client: Client, head: RequestHead) -> None:
     hand_over(sandbox, client, flow, outcome.sock, to_client=ESTABLISHED)
 
 
-_TRANSIENT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+# accept(2), "Error handling": errors of the new connection, told by accept.
+_OF_ONE_CLIENT: Final = frozenset(
+    {
+        *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT),
+        *(errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH),
+    }
+)
 ACCEPTS: Final = 32
 
 
@@ -163,13 +171,14 @@ async def accept_clients(sandbox: Sandbox, listener: socket.socket, nursery: tri
         for _ in range(ACCEPTS):
             try:
                 sock, address = accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno not in _TRANSIENT:
+                if error.errno in _EXHAUSTED:
+                    sandbox.report(f"accept: {error.strerror}")
+                    await trio.sleep(0.1)
+                elif error.errno not in _OF_ONE_CLIENT:
                     raise
-                sandbox.report(f"accept: {error.strerror}")
-                await trio.sleep(0.1)
                 break
             sock.setblocking(False)
             start(serve_client, sandbox, sock, address[:2])

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.refuse import Refusal
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a flow ended: bytes each way, and why, where it was not the usual end of both sides."""
+
+    bytes_out: int = 0
+    bytes_in: int = 0
+    reason: str | None = None
+    said_by: str | None = None
+    detail: str | None = None
+
+
 def owner_fields(owner: Owner | None) -> dict[str, Any]:
     """What an audit line says about the process."""
     if owner is None:
@@ -72,23 +83,14 @@ class Flow:
             fields["remedy"] = decision.remedy or None
         return fields
 
-    def closed(
-        self,
-        now: float,
-        *,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-        reason: str | None = None,
-        said_by: str | None = None,
-        detail: str | None = None,
-    ) -> dict[str, Any]:
+    def closed(self, now: float, ended: Ended) -> dict[str, Any]:
         """The fields of `flow.closed`."""
         return {
             **self.fields(),
-            "bytes_in": bytes_in,
-            "bytes_out": bytes_out,
+            "bytes_in": ended.bytes_in,
+            "bytes_out": ended.bytes_out,
             "duration_ms": round((now - self.started) * 1000, 3),
-            "reason": reason,
-            "said_by": said_by,
-            "detail": detail,
+            "reason": ended.reason,
+            "said_by": ended.said_by,
+            "detail": ended.detail,
         }

@@ -23,16 +23,17 @@ unless the edge also told of an end, an error or urgent data.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import socket
 import struct
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import trio
+
+from netns_runtime.proxy.flow import Ended
+from netns_runtime.proxy.pipe import PIPE_SIZE, Pipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +42,6 @@ CHUNK: Final = 256 * 1024
 SMALL_CHUNK: Final = 16 * 1024
 HELD_LIMIT: Final = 64 * 1024 * 1024
 BULK_READS: Final = 4
-PIPE_SIZE: Final = 1024 * 1024  # /proc/sys/fs/pipe-max-size, what an unprivileged process may have
 PIPES: Final = 16
 TURN: Final = 16
 ROUNDS: Final = 4
@@ -56,37 +56,6 @@ _SPLICE: Final = 3  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a tunnel ended: bytes each way, and why, where it was not the usual end of both."""
-
-    bytes_out: int
-    bytes_in: int
-    reason: str | None = None
-    said_by: str | None = None
-    detail: str | None = None
-
-
-class _Pipe:
-    """A pipe that a way is moving bytes through; `held` of them are inside."""
-
-    __slots__ = ("held", "into", "out_of")
-
-    def __init__(self) -> None:
-        self.out_of, self.into = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.held = 0
-        try:
-            fcntl.fcntl(self.into, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError:
-            # Past pipe-user-pages-soft the kernel refuses: copying serves better than one page.
-            self.close()
-            raise
-
-    def close(self) -> None:
-        os.close(self.out_of)
-        os.close(self.into)
-
-
 class _Way:
     """One direction of a tunnel."""
 
@@ -97,7 +66,7 @@ class _Way:
         self.src = src
         self.dst = dst
         self.pending: memoryview | None = None
-        self.pipe: _Pipe | None = None
+        self.pipe: Pipe | None = None
         self.moved = 0
         self.streak = 0
         self.ended = False
@@ -146,7 +115,7 @@ class Relay:
         self._scratch = memoryview(bytearray(CHUNK))
         self._held = 0
         self._splice = splice
-        self._pipes: list[_Pipe] = []
+        self._pipes: list[Pipe] = []
         self._pipes_open = 0
         self._crashed = crashed
 
@@ -180,8 +149,12 @@ class Relay:
         client_fd, upstream_fd = client.fileno(), upstream.fileno()
         self._sides[client_fd] = (up, down)
         self._sides[upstream_fd] = (down, up)
-        self._epoll.register(client_fd, _EDGES)
-        self._epoll.register(upstream_fd, _EDGES)
+        try:
+            self._epoll.register(client_fd, _EDGES)
+            self._epoll.register(upstream_fd, _EDGES)
+        except OSError as error:  # fs.epoll.max_user_watches
+            self._end(tunnel, "proxy_internal_error", "proxy", error.strerror)
+            return tunnel
         if to_client:
             self._hold(down, to_client)
             down.moved = -len(to_client)
@@ -325,7 +298,7 @@ class Relay:
         self._again.append((way, _UNSURE))
         return True
 
-    def _drain(self, way: _Way, pipe: _Pipe) -> bool:
+    def _drain(self, way: _Way, pipe: Pipe) -> bool:
         """Empty the way's pipe into its reader. False where the reader is full."""
         dst, out_of = way.dst.fileno(), pipe.out_of
         while pipe.held:
@@ -340,13 +313,13 @@ class Relay:
             way.moved += sent
         return True
 
-    def _take_pipe(self) -> _Pipe | None:
+    def _take_pipe(self) -> Pipe | None:
         if self._pipes:
             return self._pipes.pop()
         if self._pipes_open >= PIPES:
             return None
         try:
-            pipe = _Pipe()
+            pipe = Pipe()
         except OSError:
             return None
         self._pipes_open += 1

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from netns_runtime.audit import AuditLog
     from netns_runtime.config import ProxyConfig
     from netns_runtime.owner import Owner
-    from netns_runtime.proxy.flow import Flow
+    from netns_runtime.proxy.flow import Ended, Flow
     from netns_runtime.proxy.relay import Relay
     from netns_runtime.proxy.resolve import Resolver
 
@@ -90,27 +90,10 @@ class Sandbox:
             self._exes.popitem(last=False)
         return replace(owner, exe=path)
 
-    def close_flow(
-        self,
-        flow: Flow,
-        *,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-        reason: str | None = None,
-        said_by: str | None = None,
-        detail: str | None = None,
-    ) -> None:
+    def close_flow(self, flow: Flow, ended: Ended) -> None:
         """Write `flow.closed`. A line that cannot be written any more is reported, once a flow."""
         self.flows.pop(flow.id, None)
-        fields = flow.closed(
-            trio.current_time(),
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            reason=reason,
-            said_by=said_by,
-            detail=detail,
-        )
         try:
-            self.audit.write("flow.closed", **fields)
+            self.audit.write("flow.closed", **flow.closed(trio.current_time(), ended))
         except AuditError as error:
             self.report(f"flow {flow.id}: {error}")

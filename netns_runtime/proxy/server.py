@@ -7,7 +7,9 @@ up its privileges, says ready, and serves.
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import socket
 from contextlib import ExitStack
 from functools import partial
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 # A client of ours speaks first: the kernel accepts when it did, at the latest after this.
 DEFER_ACCEPT = 1
+# A terminal's signals are for CMD; our end is the control socket's.
+_NOT_OURS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGHUP, signal.SIGTTOU)
 
 
 def resolver_of(config: ProxyConfig) -> Resolver:
@@ -122,6 +126,8 @@ async def _run(
 
 def main(control_fd: int) -> int:
     """The proxy process. Returns its exit status."""
+    for number in _NOT_OURS:
+        signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     privileges.make_unreadable()
     with socket.socket(fileno=control_fd) as control:
@@ -133,5 +139,7 @@ def main(control_fd: int) -> int:
         owners = _owners_of(config, fds.get("owners", []))
         if os.geteuid() == 0:
             privileges.give_up(layout.PROXY_UID, flows=config.limits.flows, parent=parent)
+        # What was imported stays: the collector need not look at it again.
+        gc.freeze()
         trio.run(_run, config, fds, owners, control)
     return 0

@@ -111,9 +111,7 @@ def _measure(
                 where, target, pid = (SERVER, SERVER_PORT), "", 0
                 if contender is not None:
                     where = (PROXY_IN, PORT)
-                    pid = stack.enter_context(
-                        _running(proxy, contender.command, PROXY_IN, PORT)
-                    )
+                    pid = stack.enter_context(_running(proxy, contender.command, PROXY_IN, PORT))
                     target = server if contender.speaks_connect else ""
                 for kind in KINDS:
                     before = _cpu_of(pid) if pid else 0.0

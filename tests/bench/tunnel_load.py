@@ -1,4 +1,4 @@
-"""The two ends of tests.bench.tunnel: a server that does what a tunnel's first byte says, and loads.
+"""The two ends of tests.bench.tunnel: loads, and a server that obeys a tunnel's first byte.
 
 `python -m tests.bench.tunnel_load server` serves until killed; the loads print one JSON line.
 Each is one process and is pinned by nobody: two cores are shared with whatever is measured.

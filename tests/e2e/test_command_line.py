@@ -149,7 +149,7 @@ BAD = [
     (["--allow", "a b"], "--allow"),
     (["--policy", "/no/such/policy.yaml"], "/no/such/policy.yaml"),
     (["--policy", "/"], "--policy"),
-    (["--preset", "no-such-preset"], "no-such-preset"),
+    (["--preset", "no-such-preset"], "--preset"),
     (["--uplink", "/etc/hostname"], "/etc/hostname"),
     (["--uplink", "no-such-namespace"], "no-such-namespace"),
     (["--uplink", "/proc/1/ns/mnt"], "/proc/1/ns/mnt"),

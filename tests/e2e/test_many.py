@@ -20,30 +20,45 @@ MANY = 100
 KILLS = 12
 
 
+ASK = """
+read go
+curl -sSf -o /dev/null "http://web.lab.test/echo/$1"
+echo "allowed $?"
+curl -sSf -o /dev/null http://other.test/ 2>/dev/null
+echo "unlisted $?"
+read end
+"""
+
+
 def test_a_hundred_sandboxes_do_not_disturb_each_other(lab: Lab) -> None:
-    """Each waits until all are up, then all ask for a page of their own through 10.200.0.1:3128."""
-    go = lab.work / "go"
-    script = (
-        f"while ! [ -e {go} ]; do sleep 0.2; done;"
-        " curl -sSf http://web.lab.test/echo?n=$1 -o /dev/null"
-        " && ! curl -sSf http://other.test/ -o /dev/null 2>&1"
-    )
+    """All are up, each with its own 10.200.0.1:3128, while ten at a time ask for a page."""
     with ExitStack() as stack:
-        stack.callback(go.unlink, missing_ok=True)
         running = []
         for number in range(MANY):
-            command = ["sh", "-c", script, "sh", str(number)]
-            one = Running("--allow", "web.lab.test", cmd=command, lab=lab)
+            command = ["sh", "-c", ASK, "sh", str(number)]
+            one = Running("--allow", "web.lab.test", cmd=command, lab=lab, stdin=subprocess.PIPE)
             running.append(stack.enter_context(one))
             if number % 4 == 3:
                 wait_until_started(running[-4:])
-        go.touch()
-        results = [one.wait(120) for one in running]
-    wrong = [r.told() for r in results if r.status != 0]
+        for start in range(0, MANY, 10):
+            some = running[start : start + 10]
+            for one in some:
+                one.tell("go")
+            for one in some:
+                assert one.line() == "allowed 0\n", one.wait(given=b"").told()
+                assert one.line() == "unlisted 22\n", one.wait(given=b"").told()
+        assert all(one.process.poll() is None for one in running)
+        for one in running:
+            one.tell("end")
+        results = [one.wait() for one in running]
+    wrong = [result.told() for result in results if result.status != 0]
     assert not wrong, wrong[0]
     asked = {request["target"] for request in lab.requests_seen()}
-    assert asked == {f"/echo?n={number}" for number in range(MANY)}
-    names = {r.event("sandbox.started")["sandbox"] for r in results}
+    assert asked == {f"/echo/{number}" for number in range(MANY)}
+    for number, result in enumerate(results):
+        targets = {line["path"] for line in result.events("http.request", action="allow")}
+        assert targets == {f"/echo/{number}"}, "an audit holds another sandbox's request"
+    names = {result.event("sandbox.started")["sandbox"] for result in results}
     assert len(names) == MANY
 
 

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PROMPT = "host[$] "
+# What it prints can be told from what was typed.
+SHOUTS = "sed -u 's/.*/\\U&/'"
+# Its own handler first and the size after, so that no change falls in between.
+SHOWS_SIZE = (
+    "import os,signal;"
+    "show=lambda *_: os.write(1, b\"%d %d\\n\" % os.get_terminal_size()[::-1]);"
+    "signal.signal(signal.SIGWINCH, show);show();"
+    "[signal.pause() for _ in iter(int, 1)]"
+)
 
 
 @pytest.fixture
@@ -27,16 +36,17 @@ def person() -> Iterator[Person]:
 
 
 def test_control_c_ends_the_command_and_not_the_shell(person: Person) -> None:
-    person.types("run sh -c 'echo up; sleep 100'; echo status $?\n")
-    person.waits_for("\nup\r")
+    person.types(f"run {SHOUTS}; echo status $?\n")
+    person.types("typed\n")
+    person.waits_for("TYPED")
     person.types("\x03")
-    person.waits_for("status 130|host[$]")
+    person.waits_for("status 130")
     person.types("echo still here\n")
     person.waits_for("\nstill here")
 
 
 def test_control_c_reaches_a_command_that_handles_it(person: Person) -> None:
-    person.types("run bash -c 'trap \"echo caught; exit 7\" INT; echo up; sleep 100'; echo =$?\n")
+    person.types("run bash -c 'trap \"echo caught; exit 7\" INT; echo up; read a'; echo =$?\n")
     person.waits_for("\nup\r")
     person.types("\x03")
     person.waits_for("caught")
@@ -59,10 +69,10 @@ def test_control_z_stops_it_and_fg_continues_it_with_the_terminal(person: Person
 
 
 def test_stops_and_continues_again_and_again(person: Person) -> None:
-    person.types("run cat\n")
+    person.types(f"run {SHOUTS}\n")
     for number in range(3):
         person.types(f"line{number}\n")
-        person.waits_for(f"line{number}\r\nline{number}\r")
+        person.waits_for(f"LINE{number}")
         person.types("\x1a")
         person.waits_for("Stopped")
         person.waits_for(PROMPT)
@@ -78,7 +88,7 @@ def test_bg_lets_it_go_on_without_the_terminal(person: Person) -> None:
     person.types("\x1a")
     person.waits_for("Stopped")
     person.types("bg\n")
-    person.waits_for("\ndone it")
+    person.waits_for("[$] done it")
     person.types("echo shell has the terminal\n")
     person.waits_for("\nshell has the terminal")
 
@@ -96,7 +106,7 @@ def test_a_background_command_that_reads_stops_until_it_is_brought_forward(perso
 
 def test_window_size_is_seen_and_its_change_is_told(person: Person) -> None:
     person.resizes(31, 97)
-    person.types("run bash -c 'trap \"stty size\" WINCH; stty size; while :; do sleep 0.1; done'\n")
+    person.types(f"run /usr/bin/python3 -c '{SHOWS_SIZE}'\n")
     person.waits_for("31 97")
     person.resizes(42, 111)
     person.waits_for("42 111")
@@ -108,14 +118,18 @@ def test_an_interactive_shell_inside_has_job_control(person: Person) -> None:
     person.types("run env PS1='in$ ' bash --norc -i\n")
     person.waits_for("in[$] ")
     assert "no job control" not in person.seen
-    person.types("sleep 100\n")
+    person.types(f"{SHOUTS}\n")
+    person.types("typed\n")
+    person.waits_for("TYPED")
     person.types("\x1a")
     person.waits_for("Stopped")
     person.waits_for("in[$] ")
     person.types("jobs\n")
-    person.waits_for("Stopped.*sleep")
+    person.waits_for("Stopped.*sed")
     person.types("fg\n")
-    person.waits_for("sleep 100")
+    person.waits_for("sed")
+    person.types("again\n")
+    person.waits_for("AGAIN")
     person.types("\x03")
     person.waits_for("in[$] ")
     person.types("exit 9\n")

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,6 +58,11 @@ def flood(count: int, *, hosts: int = 1, port: int = 443) -> int:
     return refused
 
 
+def flood_ports(first: int, count: int) -> int:
+    """One refused connect to each port."""
+    return sum(flood(1, port=first + number) for number in range(count))
+
+
 def test_counts_eight_processes_exactly_while_events_are_suppressed(
     probe: Probe, parent: Path
 ) -> None:
@@ -94,7 +100,7 @@ def test_the_ring_wraps_and_gives_every_event_once_in_order(probe: Probe, parent
     with guarded_cell(probe, parent, rate=1_000_000, burst=1_000_000) as (made, registration):
         ports = []
         for first in range(1, 2001, 400):
-            made.run(lambda first=first: [flood(1, port=first + n) for n in range(400)])
+            made.run(partial(flood_ports, first, 400))
             assert select.select([registration], [], [], 0)[0]
             ports += [event.port for event in registration.read_events()]
         assert ports == list(range(1, 2001))

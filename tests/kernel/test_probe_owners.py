@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import select
 import socket
+from functools import partial
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,6 @@ from tests.support.probe import Cell, guarded_cell, own_parent, own_probe, skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from netns_runtime.probes.probe import Probe
 
@@ -116,9 +117,7 @@ def dial(kind: str, times: int = 2) -> list[list[object]]:
                     file.write("dialler")
                 try:
                     sock = KINDS[kind](3128)
-                    sock.setsockopt(
-                        socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
-                    )
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                     sock.close()
                 finally:
                     os._exit(0)
@@ -134,7 +133,7 @@ def test_the_owner_of_a_flow_is_who_dialled(probe: Probe, parent: Path, kind: st
     if kind == "mptcp" and not os.path.exists("/proc/sys/net/mptcp/enabled"):
         skip("no MPTCP")
     with guarded_cell(probe, parent) as (made, registration):
-        made.run(lambda: open("/proc/sys/net/ipv4/tcp_fastopen", "w").write("3"), guarded=False)
+        made.run(lambda: Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("3"), guarded=False)
         fd = registration.owners_fd()
         table = OwnerTable(fd, made.cookie)
         executable = os.stat("/proc/self/exe")
@@ -183,9 +182,7 @@ def test_one_source_port_to_two_destinations_keeps_two_owners(probe: Probe, pare
                 client.connect_ex((host, 443))
             return os.getpid()
 
-        pids = {
-            host: made.run(lambda host=host: dial_from(host)) for host in ("198.18.0.1", "198.18.0.2")
-        }
+        pids = {host: made.run(partial(dial_from, host)) for host in ("198.18.0.1", "198.18.0.2")}
         fd = registration.owners_fd()
         table = OwnerTable(fd, made.cookie)
         for host, pid in pids.items():

@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import threading
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,7 +26,6 @@ from tests.support.probe import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from netns_runtime.probes.probe import Probe, Registration
 
@@ -138,7 +139,7 @@ def test_refuses_and_counts_once(guarded: tuple[Cell, Registration], kind: str) 
     reason, address, function = KINDS[kind]
     if kind == "ping socket":
         made.run(
-            lambda: open("/proc/sys/net/ipv4/ping_group_range", "w").write("0 0"), guarded=False
+            lambda: Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0"), guarded=False
         )
     for number in (1, 2, 3):
         got = made.run(lambda: outcome(function))
@@ -157,7 +158,7 @@ def test_refuses_and_counts_once(guarded: tuple[Cell, Registration], kind: str) 
 def test_the_same_connects_pass_without_the_probe(parent: Path) -> None:
     with cell(parent) as made:
         for kind in ("tcp", "udp connected", "sendto"):
-            got = made.run(lambda kind=kind: outcome(KINDS[kind][2]))
+            got = made.run(partial(outcome, KINDS[kind][2]))
             assert errno.errorcode[got] == "ENETUNREACH", kind
 
 
@@ -237,9 +238,7 @@ def send_to_port(host: str, port: int) -> int:
         return errno_of(lambda: sock.sendto(b"x", (host, port)))
 
 
-def test_the_redirect_flag_opens_virtual_addresses_to_tcp_alone(
-    probe: Probe, parent: Path
-) -> None:
+def test_the_redirect_flag_opens_virtual_addresses_to_tcp_alone(probe: Probe, parent: Path) -> None:
     with guarded_cell(probe, parent, redirect=True) as (made, registration):
 
         def dial(family: int, kind: int, host: str) -> int:

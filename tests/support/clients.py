@@ -39,7 +39,7 @@ def python(script: str) -> tuple[str, ...]:
 
 
 def node(script: str) -> tuple[str, ...]:
-    return ("node", str(SCRIPTS / "node" / script))
+    return ("node", "--no-warnings", str(SCRIPTS / "node" / script))
 
 
 @cache

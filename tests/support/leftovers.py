@@ -69,17 +69,17 @@ def cgroups() -> set[str]:
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     roots = {Path(words[1]) for words in mounts if words[2] in ("cgroup", "cgroup2")}
     tops = [top for root in roots for top in root.glob(f"{PREFIX}*")]
-    return {str(p) for top in tops for p in top.rglob("*") if p.is_dir()} | {
-        str(top) for top in tops if top.name != PREFIX
+    # os.walk, unlike Path.rglob, does not mind what vanishes meanwhile.
+    return {place for top in tops for place, _, _ in os.walk(top)} - {
+        str(root / PREFIX) for root in roots
     }
 
 
 def state_files() -> set[str]:
     """Files that name a sandbox; locks and the shared pins stay."""
     kept = (".lock",)
-    if not RUN_DIR.is_dir():
-        return set()
-    return {str(p) for p in RUN_DIR.rglob("*") if not p.is_dir() and not p.name.endswith(kept)}
+    found = {f"{place}/{name}" for place, _, names in os.walk(RUN_DIR) for name in names}
+    return {path for path in found if not path.endswith(kept)}
 
 
 def processes() -> set[str]:

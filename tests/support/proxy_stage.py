@@ -13,6 +13,7 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import trio
+import trio.testing
 
 from netns_runtime.audit import AuditError, AuditLog
 from netns_runtime.config import Limits, ProxyConfig
@@ -61,7 +62,14 @@ class Stage:
             "test rule",
             tuple(
                 Endpoint(host, None, LOOPBACK)
-                for host in ("up.test", "missing.test", "127.0.0.1", "private.test", "xn--bcher-kva.test", "::1")
+                for host in (
+                    "up.test",
+                    "missing.test",
+                    "127.0.0.1",
+                    "private.test",
+                    "xn--bcher-kva.test",
+                    "::1",
+                )
             ),
         )
         rules = (rule, Rule("open rule", (Endpoint("open.test", None),)))
@@ -108,7 +116,7 @@ class Stage:
         """Until no flow is open and every client is gone."""
         with trio.fail_after(5):
             while self.sandbox.connections or self.sandbox.flows:
-                await trio.sleep(0.001)
+                await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 async def read_all(stream: trio.SocketStream) -> bytes:

@@ -111,6 +111,17 @@ class Running:
         text = os.pread(self._audit.fileno(), size, 0)
         return [json.loads(line) for line in text.splitlines() if line.endswith(b"}")]
 
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input, which must be a pipe."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def line(self) -> str:
+        """The next line of its standard output."""
+        assert self.process.stdout is not None
+        return str(self.process.stdout.readline(), "utf-8", "replace")
+
     def wait(self, timeout: float = TIMEOUT, given: bytes | None = None) -> Result:
         """Wait for the end; `given` goes to its standard input. AssertionError after `timeout`."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,7 @@ def table(*structures: tuple[int, str, list[Member]], magic: int = 0xEB9F) -> by
         types += struct.pack("=III", name(label), kind << 24 | len(members), 64)
         for member, type_id, bits in members:
             types += struct.pack("=III", name(member), type_id, bits)
-    header = struct.pack(
-        "=HBBIIIII", magic, 1, 0, 24, 0, len(types), len(types), len(strings)
-    )
+    header = struct.pack("=HBBIIIII", magic, 1, 0, 24, 0, len(types), len(types), len(strings))
     return header + types + strings
 
 
@@ -63,6 +62,11 @@ def test_a_bitfield_structure_keeps_its_offsets() -> None:
     assert btf.offsets_of(bytes(data), {"AT": ("task", "tgid")}) == {"AT": 8}
 
 
+def test_refuses_a_structure_inside_itself() -> None:
+    with pytest.raises(ValueError, match="nested"):
+        btf.offsets_of(table((4, "task", [("", 2, 0)])), WANTED)
+
+
 @pytest.mark.parametrize("size", [0, 10, 23, 30, 60])
 def test_refuses_what_is_cut_short(size: int) -> None:
     with pytest.raises(ValueError, match="BTF"):
@@ -78,10 +82,8 @@ def test_refuses_another_magic() -> None:
 def test_a_damaged_byte_raises_nothing_but_value_error(place: int, value: int) -> None:
     data = bytearray(SAMPLE)
     data[place] = value
-    try:
+    with contextlib.suppress(ValueError):
         btf.offsets_of(bytes(data), WANTED)
-    except ValueError:
-        pass
 
 
 def test_a_kernel_without_btf_gives_no_offsets(tmp_path: Path) -> None:

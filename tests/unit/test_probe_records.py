@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import struct
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +23,9 @@ from netns_runtime.probes.records import (
     text_of,
     totals_of,
 )
+
+if TYPE_CHECKING:
+    import struct
 
 SIZES = {"u64": 8, "u32": 4, "u16": 2, "u8": 1}
 
@@ -80,7 +83,11 @@ def test_an_event_says_who_and_where() -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "reason", "expected"),
-    [(17, 1, ("udp", "direct_udp")), (1, 2, ("icmp", "direct_other")), (132, 2, ("132", "direct_other"))],
+    [
+        (17, 1, ("udp", "direct_udp")),
+        (1, 2, ("icmp", "direct_other")),
+        (132, 2, ("132", "direct_other")),
+    ],
 )
 def test_protocols_without_a_name_are_numbers(
     protocol: int, reason: int, expected: tuple[str, str]
@@ -133,8 +140,8 @@ def test_an_owner_is_read_back() -> None:
 
 
 def test_flows_that_differ_in_one_thing_have_different_keys() -> None:
-    base = (7, 40000, IPv4Address("10.200.0.1"), 3128)
-    others = [
+    base: tuple[int, int, records.Address, int] = (7, 40000, IPv4Address("10.200.0.1"), 3128)
+    others: list[tuple[int, int, records.Address, int]] = [
         (8, *base[1:]),
         (7, 40001, *base[2:]),
         (7, 40000, IPv4Address("10.200.0.2"), 3128),

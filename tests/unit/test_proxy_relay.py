@@ -11,7 +11,9 @@ import trio
 import trio.testing
 
 from netns_runtime.proxy import relay as relay_module
-from netns_runtime.proxy.relay import CHUNK, HELD_LIMIT, Ended, Relay
+from netns_runtime.proxy.flow import Ended
+from netns_runtime.proxy.pipe import PIPE_SIZE
+from netns_runtime.proxy.relay import CHUNK, HELD_LIMIT, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,7 +58,9 @@ class Rig:
         return self.ended[0]
 
 
-def run(rig: Rig, scenario: Callable[[], Awaitable[None]], clock: trio.abc.Clock | None = None) -> None:
+def run(
+    rig: Rig, scenario: Callable[[], Awaitable[None]], clock: trio.abc.Clock | None = None
+) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.relay.run)
@@ -162,7 +166,7 @@ def test_a_slow_reader_stops_the_reading_and_holds_no_more_than_a_chunk(splice: 
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(rig.server)
                 held.append(rig.tunnel.held)
-        assert max(held) <= max(CHUNK, relay_module.PIPE_SIZE)
+        assert max(held) <= max(CHUNK, PIPE_SIZE)
         assert rig.relay.held <= CHUNK
         rig.server.shutdown(socket.SHUT_WR)
         assert len(await receive(rig.client, 1 << 30)) == sent
@@ -248,7 +252,8 @@ def test_urgent_data_does_not_stall_what_follows_it() -> None:
 
 def test_a_thousand_tunnels_hold_nothing_while_idle() -> None:
     rig = Rig()
-    pairs, ended = [], []
+    pairs: list[tuple[socket.socket, socket.socket]] = []
+    ended: list[Ended] = []
     for _ in range(1000):
         client, inner = socket.socketpair()
         outer, server = socket.socketpair()
@@ -270,7 +275,7 @@ def test_a_thousand_tunnels_hold_nothing_while_idle() -> None:
             server.close()
         with trio.fail_after(5):
             while len(ended) < 1000:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
     run(rig, scenario)
 
@@ -281,13 +286,12 @@ def test_a_bug_in_one_tunnel_ends_it_alone_and_is_told() -> None:
     outer, second_server = connected()
     rig.relay.add(inner, outer, rig.ended.append)
 
-    class Broken:
-        def __call__(self, *_: object) -> bool:
-            raise ZeroDivisionError("a bug")
+    def broken(_: object) -> bool:
+        raise ZeroDivisionError("a bug")
 
     async def scenario() -> None:
         rig.tunnel.up.streak = relay_module.BULK_READS
-        rig.relay._pump = Broken()  # type: ignore[method-assign]
+        rig.relay._pump = broken  # type: ignore[method-assign,assignment]
         await send(rig.client, b"x")
         ended = await rig.until_ended()
         assert (ended.reason, ended.said_by) == ("proxy_internal_error", "proxy")

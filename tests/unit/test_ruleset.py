@@ -29,9 +29,7 @@ def test_input_and_forward_drop_by_default() -> None:
 
 def test_only_the_proxy_and_the_resolver_are_accepted() -> None:
     accepted = [rule for rule in rules_of("input") if {"accept": None} in rule]
-    places = [
-        [part["match"]["right"] for part in rule if "match" in part] for rule in accepted
-    ]
+    places = [[part["match"]["right"] for part in rule if "match" in part] for rule in accepted]
     assert places == [["10.200.0.1", 3128], ["10.200.0.1", 53], ["10.200.0.1", 53]]
 
 

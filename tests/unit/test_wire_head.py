@@ -37,7 +37,8 @@ BAD = {
     b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n": 400,
     b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n": 400,
     b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: \xb2\r\n\r\n": 400,
-    b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n": 400,
+    b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+    b"transfer-encoding: chunked\r\n\r\n": 400,
     b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n": 400,
     b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n": 400,
     b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n": 400,
@@ -129,8 +130,10 @@ def test_a_head_just_within_the_limit_is_read() -> None:
 
 LIKELY = st.lists(
     st.sampled_from(
-        [b"GET", b" ", b"CONNECT", b"\r\n", b"\n", b"\r", b":", b"Host", b"a", b"\x00", b"HTTP/1.1"]
-        + [b"Content-Length", b"5", b"Transfer-Encoding", b"chunked", b"\xff", b"\t", b"http://"]
+        b"GET,CONNECT,HTTP/1.1,Host,Content-Length,5,Transfer-Encoding,chunked,http://,a".split(
+            b","
+        )
+        + b"_ _:_\r\n_\n_\r_\x00_\xff_\t".split(b"_")
     ),
     max_size=30,
 ).map(b"".join)

@@ -6,6 +6,6 @@ fetch(process.argv[2], { dispatcher: new EnvHttpProxyAgent() })
     if (!response.ok) throw new Error(`status ${response.status}`);
   })
   .catch((error) => {
-    console.error(error.message, error.cause?.message ?? "");
+    for (let cause = error; cause; cause = cause.cause) console.error(cause.message);
     process.exitCode = 1;
   });

@@ -1,0 +1,70 @@
+"""What a request means for CMD's view: its files, its environment, what it may not write.
+
+Joins the request with the stages that know how (environment, trust, namespace.enter). Ends with an
+`EnterPlan`, or with a UsageError for a path that cannot be let in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from netns_runtime import layout, trust
+from netns_runtime.environment import environment_of
+from netns_runtime.namespace.enter import Command, plan_enter
+from netns_runtime.namespace.filesystem import BoundFile, View
+from netns_runtime.namespace.filesystem_protect import Identity
+
+if TYPE_CHECKING:
+    from netns_runtime.namespace.enter import EnterPlan
+    from netns_runtime.request import Request
+
+
+def protected_paths(request: Request) -> tuple[str, ...]:
+    """What root executes or reads the next time, so that CMD must not be able to write it."""
+    package = Path(__file__).resolve().parent
+    launcher = package.parent / "netns-run"
+    paths = [str(package), sys.prefix, sysconfig.get_path("purelib")]
+    if launcher.is_file():
+        # A checkout: scripts/ and bpf/ are executed or compiled by root as well.
+        paths += [str(package.parent)]
+    spec = request.spec
+    paths += [os.path.abspath(path) for path in spec.policies]
+    if spec.upstream_ca is not None:
+        paths.append(os.path.abspath(spec.upstream_ca))
+    return tuple(dict.fromkeys(path for path in paths if os.path.exists(path)))
+
+
+def enter_plan(request: Request, own_cgroup: str | None) -> EnterPlan:
+    """How CMD enters: its environment, its view of the files, what it may not write."""
+    spec, user = request.spec, request.user
+    files = [
+        BoundFile(f"nameserver {layout.GATEWAY_IPV4}\n".encode(), ("/etc/resolv.conf",)),
+    ]
+    bundle = None
+    if request.upstream_ca is not None:
+        bundle = trust.system_store()
+        system = Path(bundle).read_bytes() if bundle is not None else b""
+        bundle = bundle or "/run/netns-runtime-ca.pem"
+        files.append(BoundFile(trust.merged_bundle(system, request.upstream_ca), (bundle,)))
+    environment = environment_of(
+        os.environ,
+        user=user.entry,
+        sudo=user.is_sudo,
+        bundle=bundle,
+        exposed=spec.expose_sockets,
+    )
+    identity = Identity(user.uid, user.gid, user.groups)
+    command = Command(spec.command, environment, request.directory, identity, spec.keep_fds)
+    view = View(
+        read_only=request.is_read_only,
+        writable=spec.writable,
+        expose_sockets=spec.expose_sockets,
+        files=tuple(files),
+        protected=protected_paths(request),
+        cgroup=own_cgroup,
+    )
+    return plan_enter(command, view)
