@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from netns_runtime.audit import open_audit
 from netns_runtime.errors import UsageError
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from netns_runtime.spec import Spec
-
-_FILE_LIMIT: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +59,6 @@ class Request:
         """`--read-only`, or uid 0 by default; `--writable /` turns it off."""
         wanted = self.spec.read_only or self.user.uid == 0
         return wanted and "/" not in self.spec.writable
-
-
-def read_input(option: str, path: str) -> bytes:
-    """A file's or pipe's content, through one descriptor. Raises UsageError naming the option."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as error:
-        raise UsageError(
-            f"{option} {path}: {error.strerror}", remedy="name a readable file"
-        ) from error
-    with os.fdopen(fd, "rb") as file:
-        mode = os.fstat(fd).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise UsageError(f"{option} {path}: neither a file nor a pipe")
-        os.set_blocking(fd, True)
-        data = file.read(_FILE_LIMIT + 1)
-    if len(data) > _FILE_LIMIT:
-        raise UsageError(f"{option} {path}: larger than {_FILE_LIMIT >> 20} MiB")
-    return data
 
 
 def resolve_user(wanted: str | None, environment: Mapping[str, str]) -> User:
@@ -120,9 +99,9 @@ def load_policies(spec: Spec) -> Policy:
     """Every `--policy` and `--allow`, merged."""
     parts: list[Policy] = []
     for path in spec.policies:
-        from netns_runtime.policy import load_policy
+        from netns_runtime.policy.file import read_policy
 
-        parts.append(load_policy(read_input("--policy", path), path))
+        parts.append(read_policy(path))
     if spec.allow:
         parts.append(Policy(tuple(parse_allow(text) for text in spec.allow)))
     return Policy.merged(*parts)
