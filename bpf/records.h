@@ -11,7 +11,7 @@ struct address {
 };
 
 /* Whole words only: the kernel hashes and compares keys by words, and a word that was stored in
- * parts cannot be forwarded from the store buffer (measured: 30 ns of 90 a refusal). */
+ * parts cannot be forwarded from the store buffer. */
 struct destination {
 	u64 cookie; /* of the network namespace: the sandbox */
 	struct address address;
@@ -88,7 +88,7 @@ struct dialling {
 /* A sandbox lives in the slot that its cookie names modulo SANDBOXES, a power of two, or, if that
  * was taken, in one that `displaced` names. Cookies are handed out in sequence, so that is rare,
  * and the usual look-up is an index and a comparison: a hash look-up is five calls, each of which
- * costs a mitigated return (measured: 25 ns). */
+ * costs a mitigated return (measured: 30 ns of 90). */
 BPF_TABLE("percpu_array", u32, struct sandbox, sandboxes, SANDBOXES);
 BPF_TABLE("hash", u64, u32, displaced, SANDBOXES);
 BPF_TABLE("hash", u32, struct slot, slots, SANDBOXES);

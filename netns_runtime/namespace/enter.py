@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 from netns_runtime.errors import UsageError
 from netns_runtime.namespace.filesystem import Host, View, ViewPlan, plan_view, read_host
-from netns_runtime.namespace.filesystem_protect import Identity
 from netns_runtime.namespace.seccomp import filters_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from netns_runtime.namespace.filesystem_protect import Identity
 
 BWRAP: Final = "/usr/bin/bwrap"
 INTERPRETER: Final = "/usr/bin/python3"

@@ -35,21 +35,9 @@ HARMLESS_SYSFS: Final = (
     "/sys/kernel/mm/hugepages",
 )
 # Where uid 0 finds something that root outside executes: never writable because CMD starts there.
-SYSTEM_PLACES: Final = tuple(
-    [
-        "/bin",
-        "/boot",
-        "/etc",
-        "/lib",
-        "/lib32",
-        "/lib64",
-        "/opt",
-        "/sbin",
-        "/srv",
-        "/usr",
-        "/var/lib",
-        "/var/spool",
-    ]
+SYSTEM_PLACES: Final = (
+    *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/opt", "/sbin", "/srv", "/usr"),
+    *("/var/lib", "/var/spool"),
 )
 LINKS_OF_PROC: Final = frozenset({"self", "thread-self", "mounts", "net"})
 
@@ -214,9 +202,11 @@ def _let_in(
     paths = []
     if _is_strictly_under(cwd, hidden) or (read_only and may_be_written(cwd, hidden)):
         paths.append(cwd)
-    for path in writable:
-        if path not in ("/", *hidden) and (read_only or _is_under(path, hidden)):
-            paths.append(path)
+    paths += [
+        path
+        for path in writable
+        if path not in ("/", *hidden) and (read_only or _is_under(path, hidden))
+    ]
     paths += [path for path in exposed if _is_under(path, hidden)]
     for path in sorted(set(paths)):
         # bubblewrap would make these directories for root alone.

@@ -13,8 +13,8 @@ Messages down: b"G" go, b"P n" signal CMD, b"K n" signal CMD's process group.
 from __future__ import annotations
 
 # signal, select and ctypes proper cost 7 ms, most of it enum, of a start that takes 10.
-import _ctypes  # type: ignore[import-not-found]
-import _signal
+import _ctypes
+import _signal  # type: ignore[import-not-found]
 import errno
 import marshal
 import os
@@ -35,7 +35,7 @@ SECUREBITS = 0b1100_0011
 CAPABILITY_HEADER = b"\x22\x05\x08\x20" + bytes(4)  # version 3, this process
 LOST = 137
 
-_LIBC = _ctypes.dlopen(None, os.RTLD_NOW)
+_LIBC = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
 
 
 def libc(function: str, *arguments: int | bytes) -> int:

@@ -323,5 +323,3 @@ def _wait_for(path: str) -> None:
     while not os.path.exists(path):
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.01)
-
-

@@ -108,7 +108,11 @@ def test_the_kernels_file_systems_are_covered_wherever_they_are_mounted(
 ) -> None:
     try:
         with mounted(kind) as place:
-            attack = ["sh", "-c", f"test -w {place}/{inside} && test $(ls -A {place} | wc -l) -ge 0"]
+            attack = [
+                "sh",
+                "-c",
+                f"test -w {place}/{inside} && test $(ls -A {place} | wc -l) -ge 0",
+            ]
             view = View(read_only=False)
             assert run_bare(attack, identity=UID_0).status == 0
             bare = run(attack, identity=UID_0, view=view, change=without_kernel_covers)
@@ -269,7 +273,9 @@ def test_a_mount_made_outside_after_launch_does_not_appear_inside() -> None:
         try:
             subprocess.run(["mount", "--make-shared", top], check=True)
             os.mkdir(f"{top}/later")
-            script = f"touch {top}/ready; while [ ! -e {top}/go ]; do sleep 0.02; done; ls {top}/later"
+            script = (
+                f"touch {top}/ready; while [ ! -e {top}/go ]; do sleep 0.02; done; ls {top}/later"
+            )
             os.chmod(top, 0o777)
             mounter = subprocess.Popen(
                 [

@@ -19,7 +19,7 @@ SHOUTS = "sed -u 's/.*/\\U&/'"
 # Its own handler first and the size after, so that no change falls in between.
 SHOWS_SIZE = (
     "import os,signal;"
-    "show=lambda *_: os.write(1, b\"%d %d\\n\" % os.get_terminal_size()[::-1]);"
+    'show=lambda *_: os.write(1, b"%d %d\\n" % os.get_terminal_size()[::-1]);'
     "signal.signal(signal.SIGWINCH, show);show();"
     "[signal.pause() for _ in iter(int, 1)]"
 )

@@ -1,7 +1,7 @@
 """Runs one plan in a fresh network namespace, without proxy, gateway or the rest of the runtime.
 
-`run` is for commands that are done in a moment; as a program (`python -m tests.support.enter JSON --
-CMD`) it is a small netns-run with job control, for tests that need a terminal or signals. Every
+`run` is for commands that are done in a moment; as a program (`python -m tests.support.enter JSON
+-- CMD`) it is a small netns-run with job control, for tests that need a terminal or signals. Every
 namespace and process is gone when either ends.
 """
 
@@ -80,7 +80,7 @@ def run(
     ):
         given.write(stdin)
         given.seek(0)
-        with _as_stdio(given.fileno(), out.fileno(), err.fileno()):
+        with StdioIs(given.fileno(), out.fileno(), err.fileno()):
             child = launch(plan, netns_fd=namespace)
         events: list[Event] = []
         try:
@@ -99,7 +99,7 @@ def run(
         )
 
 
-class _as_stdio:  # noqa: N801 - reads as a statement
+class StdioIs:
     """Put three descriptors at 0, 1 and 2 for as long as it takes to fork."""
 
     def __init__(self, *numbers: int) -> None:
@@ -120,7 +120,7 @@ class _as_stdio:  # noqa: N801 - reads as a statement
 
 
 def run_bare(argv: Sequence[str], *, identity: Identity = STRANGER, **options: Any) -> Outcome:
-    """Run `argv` as the same user without any of the defences, in a group and session of its own."""
+    """Run `argv` as the same user without any of the defences, in a session of its own."""
     done = subprocess.run(
         list(argv),
         user=identity.uid,
