@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 class AuditError(Exception):
     """The audit line could not be written in full."""
 
+
+# A reader that does not read: wait this long once, then not at all until it reads again.
+PATIENCE_MS = 1000
 
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
@@ -41,6 +45,8 @@ class AuditLog:
         self.fd = fd
         self.sandbox = sandbox
         self.listener = listener
+        self._patience = PATIENCE_MS
+        self._may_block = fd is not None and not stat.S_ISREG(os.fstat(fd).st_mode)
 
     def write(self, event: str, **fields: Any) -> None:
         """Write one event. Raises AuditError when the line did not get out whole."""
@@ -49,6 +55,8 @@ class AuditLog:
         line = event_of(event, self.sandbox, **fields)
         if self.fd is not None:
             data = (_encode(line) + "\n").encode("ascii")
+            if self._may_block:
+                self._wait_for_room(self.fd)
             try:
                 written = os.write(self.fd, data)
                 while written < len(data):
@@ -57,6 +65,15 @@ class AuditLog:
                 raise AuditError(f"cannot write the audit: {error.strerror}") from error
         if self.listener is not None:
             self.listener(line)
+
+    def _wait_for_room(self, fd: int) -> None:
+        """A pipe that is writable has room for PIPE_BUF bytes (pipe(7)), a line as a rule."""
+        poll = select.poll()
+        poll.register(fd, select.POLLOUT)
+        if not poll.poll(self._patience):
+            self._patience = 0
+            raise AuditError("cannot write the audit: its reader does not read")
+        self._patience = PATIENCE_MS
 
 
 def open_audit(target: str) -> int:

@@ -9,7 +9,6 @@ a NetnsError that names the step.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from netns_runtime.entering import enter_plan
 from netns_runtime.errors import EXIT_FAILED, StepError, step_error
 from netns_runtime.events import timestamp
 from netns_runtime.firewall.ruleset import gateway_ruleset
+from netns_runtime.listeners import explicit_socket
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
 from netns_runtime.request import addresses_of_uplink
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from netns_runtime.probes.probe import Probe, Registration
     from netns_runtime.proxyprocess import ProxyProcess
     from netns_runtime.request import Request
-
-BACKLOG = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +176,7 @@ def _configure_proxy(
     proxy: ProxyProcess,
 ) -> None:
     spec = request.spec
-    listener = netns.run_in(gateway_fd, _listen)
+    listener = netns.run_in(gateway_fd, explicit_socket)
     owners_fd = guard.registration.owners_fd() if guard.registration is not None else None
     # In its own network namespace the thread reads its own addresses; ours is the host's.
     own = (
@@ -212,19 +210,6 @@ def _configure_proxy(
             os.close(owners_fd)
 
 
-def _listen() -> socket.socket:
-    """The explicit proxy's socket: in the gateway, on 10.200.0.1 and no other address."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((str(layout.GATEWAY_IPV4), layout.PROXY_PORT))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise step_error("proxy socket in the gateway", error) from error
-    return listener
-
-
 def _supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: EnterPlan) -> int:
     """Start CMD's processes, let CMD go when everything serves, and follow it to its end."""
     from netns_runtime.namespace.terminal import JobControl, Terminal
@@ -245,6 +230,7 @@ def _supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: Enter
 
         def on_ready(pid: int) -> None:
             _announce(request, sandbox, status_writer, pid)
+            _let_go_of_streams()
             child.go()
 
         status = Supervisor(
@@ -290,6 +276,14 @@ def _announce(request: Request, sandbox: Sandbox, status_writer: StatusWriter, p
         cookie=record.cookie,
         cgroup=record.cgroup,
     )
+
+
+def _let_go_of_streams() -> None:
+    """CMD has stdin and stdout now; held here too, their other ends would never see them close."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1):
+        os.dup2(null, number)
+    os.close(null)
 
 
 def _launch(plan: EnterPlan, sandbox: Sandbox) -> Child:

@@ -7,6 +7,7 @@ stderr and exit status 125; `doctor` exits 1 when a sandbox could not start.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
@@ -105,7 +106,10 @@ def _list(words: list[str], as_json: bool) -> int:
         )
         for record in records
     ]
-    say(columns(("NAME", "PID", "UID", "STARTED", "PROBE", "COMMAND"), rows))
+    table = columns(("NAME", "PID", "UID", "STARTED", "PROBE", "COMMAND"), rows)
+    width = shutil.get_terminal_size().columns
+    is_terminal = sys.stdout.isatty()
+    say("\n".join(line[:width] if is_terminal else line for line in table.splitlines()))
     return 0
 
 

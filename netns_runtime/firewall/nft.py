@@ -13,12 +13,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
 from netns_runtime.errors import StepError
-from netns_runtime.firewall.ruleset import COUNTERS, DESTINATIONS, FAMILY, TABLE
+from netns_runtime.firewall.ruleset import (
+    COUNTERS,
+    DESTINATIONS,
+    FAMILY,
+    TABLE,
+    redirect_update,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from netns_runtime.firewall.ruleset import Ruleset
+    from netns_runtime.firewall.ruleset import Listed, Ruleset
 
 REMEDY = "the kernel needs nf_tables with nft_reject_inet (modprobe nf_tables nft_reject_inet)"
 
@@ -66,6 +72,13 @@ def load(ruleset: Ruleset) -> None:
             f"gateway rules: the kernel lists other rules than were loaded, first {difference}",
             remedy="report this with the version of nftables",
         )
+
+
+def update_redirect(listed: Sequence[Listed]) -> None:
+    """Replace the listed addresses of a redirecting gateway. Raises StepError; then nothing is."""
+    status, _, error = _open().json_cmd(redirect_update(listed))
+    if status != 0:
+        raise StepError(f"gateway rules: {_first_line(error)}", remedy=REMEDY)
 
 
 def _first_line(text: str) -> str:

@@ -1,17 +1,23 @@
 """The gateway's ruleset as libnftables JSON: pure data, default drop.
 
 Only packets from the sandbox's own addresses come in, only the proxy and the resolver are
-reachable, and everything else is refused so that the client hears of it at once: TCP with a reset,
-anything else with an ICMP port unreachable, which Linux reports as ECONNREFUSED. Named counters say
-how much, a bounded set says where to. `expected` is what the kernel must list after loading.
+reachable, TCP to virtual and listed addresses is handed to the proxy's transparent socket (TPROXY,
+so that the original destination is that socket's own address), and everything else is refused so
+that the client hears of it at once: TCP with a reset, anything else with an ICMP port unreachable,
+which Linux reports as ECONNREFUSED. Named counters say how much, a bounded set says where to.
+`expected` is what the kernel must list after loading.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 FAMILY: Final = "inet"
 TABLE: Final = layout.NFT_TABLE
@@ -29,6 +35,7 @@ _NEW: Final = {
 COUNTERS: Final = (
     "accepted_proxy",
     "accepted_dns",
+    "redirected",
     "refused_tcp",
     "refused_udp",
     "refused_icmp",
@@ -46,6 +53,11 @@ REASONS: Final = {
 """Which audit reason each refusing counter stands for; the others refuse nothing."""
 DESTINATIONS: Final = {4: "refused_ipv4", 6: "refused_ipv6"}
 DESTINATION_LIMIT: Final = 4096
+# Set and read inside the gateway alone: crossing the veth pair clears a packet's mark.
+REDIRECT_MARK: Final = 1
+
+Listed = tuple[IPv4Address | IPv6Address, tuple[int, ...] | None]
+"""A literal address that the policy lists, and its ports; None is any port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,37 @@ def _prerouting() -> list[list[dict[str, Any]]]:
     ]
 
 
+def _hand_over(version: int, *matches: dict[str, Any]) -> list[dict[str, Any]]:
+    family = "ip" if version == 4 else "ip6"
+    return [
+        _match(_meta("iifname"), layout.GATEWAY_LINK),
+        *matches,
+        {"mangle": {"key": _meta("mark"), "value": REDIRECT_MARK}},
+        {"tproxy": {"family": family, "port": layout.TRANSPARENT_PORT}},
+        _ACCEPT,
+    ]
+
+
+def _redirect(listed: Iterable[Listed]) -> list[list[dict[str, Any]]]:
+    """Rules of the chain that hands TCP to the transparent socket."""
+    tcp = _match(_meta("l4proto"), "tcp")
+    rules = []
+    for network in (layout.VIRTUAL_IPV4, layout.VIRTUAL_IPV6):
+        protocol = "ip" if network.version == 4 else "ip6"
+        prefix = {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+        match = _match(_payload(protocol, "daddr"), prefix)
+        rules.append(_hand_over(network.version, match, tcp))
+    for address, ports in listed:
+        protocol = "ip" if address.version == 4 else "ip6"
+        match = _match(_payload(protocol, "daddr"), str(address))
+        if ports is None:
+            rules.append(_hand_over(address.version, match, tcp))
+        for port in ports or ():
+            at_port = _match(_payload("tcp", "dport"), port)
+            rules.append(_hand_over(address.version, match, at_port))
+    return rules
+
+
 def _input() -> list[list[dict[str, Any]]]:
     to_gateway = _match(_payload("ip", "daddr"), str(layout.GATEWAY_IPV4))
     tcp, udp = _match(_meta("l4proto"), "tcp"), _match(_meta("l4proto"), "udp")
@@ -153,6 +196,8 @@ def _input() -> list[list[dict[str, Any]]]:
             _ACCEPT,
         ],
     ]
+    redirected = _match(_meta("mark"), REDIRECT_MARK)
+    rules.append([redirected, _counter("redirected"), _ACCEPT])
     for chosen, version in ((ipv4, 4), (ipv6, 6)):
         rules.append([chosen, tcp, _NEW, _note_destination(version, "tcp")])
         rules.append([chosen, udp, _note_destination(version, "udp")])
@@ -170,8 +215,11 @@ def _input() -> list[list[dict[str, Any]]]:
     ]
 
 
-def gateway_ruleset() -> Ruleset:
-    """The whole ruleset of a gateway, as one transaction."""
+def gateway_ruleset(*, redirect: bool = False, listed: Sequence[Listed] = ()) -> Ruleset:
+    """The whole ruleset of a gateway, as one transaction.
+
+    With `redirect`, TCP to virtual addresses and to `listed` ones goes to the transparent socket.
+    """
     place = {"family": FAMILY, "table": TABLE}
     commands: list[dict[str, Any]] = [{"add": {"table": {"family": FAMILY, "name": TABLE}}}]
     commands += [{"add": {"counter": {**place, "name": name}}} for name in COUNTERS]
@@ -191,6 +239,7 @@ def gateway_ruleset() -> Ruleset:
         )
     chains: tuple[tuple[str, str, int, str, list[list[dict[str, Any]]]], ...] = (
         ("prerouting", "prerouting", -300, "accept", _prerouting()),
+        ("redirect", "prerouting", -150, "accept", _redirect(listed) if redirect else []),
         ("input", "input", 0, "drop", _input()),
         ("forward", "forward", 0, "drop", []),
     )
@@ -200,3 +249,14 @@ def gateway_ruleset() -> Ruleset:
     for name, _, _, _, rules in chains:
         commands += [{"add": {"rule": {**place, "chain": name, "expr": expr}}} for expr in rules]
     return Ruleset(tuple(commands))
+
+
+def redirect_update(listed: Sequence[Listed]) -> dict[str, Any]:
+    """One transaction that replaces the rules of the redirect chain; the rest stays as it is."""
+    chain = {"family": FAMILY, "table": TABLE}
+    commands: list[dict[str, Any]] = [{"flush": {"chain": {**chain, "name": "redirect"}}}]
+    commands += [
+        {"add": {"rule": {**chain, "chain": "redirect", "expr": expr}}}
+        for expr in _redirect(listed)
+    ]
+    return {"nftables": commands}

@@ -17,7 +17,7 @@ from netns_runtime.probes import records
 from netns_runtime.probes.unavailable import ProbeUnavailable
 
 CGROUP_SOCK_ADDR: Final = 18
-SOCK_OPS: Final = 13
+CGROUP_SKB: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ HOOKS: Final = (
     Hook("connect6", "refuse_connect6", CGROUP_SOCK_ADDR, 11),
     Hook("sendmsg4", "refuse_send4", CGROUP_SOCK_ADDR, 14),
     Hook("sendmsg6", "refuse_send6", CGROUP_SOCK_ADDR, 15),
-    Hook("sock_ops", "own_flow", SOCK_OPS, 3),
+    Hook("egress", "own_flow", CGROUP_SKB, 1),
 )
 
 FILES: Final = ("records.h", "where.c", "who.c", "refused.c", "owner.c", "hooks.c")

@@ -1,7 +1,7 @@
 /* connect() over and over, for tests/bench/refusal.py.
  *
- * connect_loop open|fresh|udp COUNT ADDRESS PORT [PROCESSES]
- * open: one TCP socket for all; fresh: a new one each time; udp: one UDP socket. Prints ns a
+ * connect_loop open|fresh COUNT ADDRESS PORT [PROCESSES]
+ * open: one TCP socket for all; fresh: a new one each time. Prints ns a
  * connect, and how many ended otherwise than with ECONNREFUSED or EPERM. The time is this process's
  * CPU time, because others use the machine too; with PROCESSES it says nothing.
  */
@@ -28,7 +28,7 @@ static long loop(const char *mode, long count, const struct sockaddr_in *to)
 {
 	int fresh = !strcmp(mode, "fresh");
 	long strange = 0;
-	int fd = fresh ? -1 : socket(AF_INET, strcmp(mode, "udp") ? SOCK_STREAM : SOCK_DGRAM, 0);
+	int fd = fresh ? -1 : socket(AF_INET, SOCK_STREAM, 0);
 
 	for (long i = 0; i < count; i++) {
 		if (fresh)

@@ -9,6 +9,7 @@ import subprocess
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from netns_runtime.errors import NetnsError, UsageError
 from netns_runtime.firewall import nft
 from netns_runtime.firewall.ruleset import gateway_ruleset
+from netns_runtime.listeners import transparent_sockets
 from netns_runtime.namespace import netns
 from netns_runtime.namespace.netlink import apply_links, link_plan
 
@@ -160,6 +162,81 @@ def test_only_the_proxy_and_the_resolver_are_reachable(pair: Pair) -> None:
             sock.close()
     assert results == {3128: 0, 53: 0, 8080: errno.ECONNREFUSED}
     assert elsewhere == errno.ECONNREFUSED
+
+
+@pytest.fixture
+def redirecting() -> Iterator[tuple[Pair, dict[int, socket.socket]]]:
+    """A gateway that hands virtual and listed addresses to transparent sockets, by IP version."""
+    listed = [(ip_address("192.0.2.9"), (22,)), (ip_address("2001:db8::9"), None)]
+    with ExitStack() as stack:
+        gateway = stack.enter_context(netns.create_namespace("gateway"))
+        sandbox = stack.enter_context(netns.create_namespace("sandbox"))
+        apply_links(link_plan(), sandbox_fd=sandbox, gateway_fd=gateway)
+        ruleset = gateway_ruleset(redirect=True, listed=listed)
+        netns.run_in(gateway, lambda: nft.load(ruleset))
+        socks = netns.run_in(gateway, transparent_sockets)
+        for sock in socks:
+            stack.enter_context(sock)
+            sock.settimeout(2)
+        yield Pair(sandbox, gateway), dict(zip((4, 6), socks, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [
+        ("198.18.0.5", 443),
+        ("198.19.255.1", 1),
+        ("fd00:c8:0:1::5", 80),
+        ("192.0.2.9", 22),
+        ("2001:db8::9", 65535),
+    ],
+)
+def test_a_redirected_socket_s_own_address_is_the_original_destination(
+    redirecting: tuple[Pair, dict[int, socket.socket]], address: str, port: int
+) -> None:
+    pair, listeners = redirecting
+    with pair.inside(lambda: socket.create_connection((address, port), timeout=2)) as client:
+        accepted, _ = listeners[ip_address(address).version].accept()
+        with accepted:
+            assert accepted.getsockname()[:2] == (address, port)
+            client.sendall(b"ping")
+            assert accepted.recv(4) == b"ping"
+            accepted.sendall(b"pong")
+            assert client.recv(4) == b"pong"
+    assert pair.packets("redirected") > 0
+    assert pair.packets("refused_tcp") == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [
+        ("192.0.2.9", 23),
+        ("192.0.2.10", 22),
+        ("10.200.0.1", 3129),
+        ("fd00:c8::1", 3129),
+        ("198.20.0.1", 443),
+        ("fd00:c8:0:2::1", 443),
+    ],
+)
+def test_nothing_else_reaches_a_transparent_socket(
+    redirecting: tuple[Pair, dict[int, socket.socket]], address: str, port: int
+) -> None:
+    pair, _ = redirecting
+    family = socket.AF_INET if ip_address(address).version == 4 else socket.AF_INET6
+    assert pair.inside(lambda: attempt(family, (address, port))) == errno.ECONNREFUSED
+
+
+def test_listed_addresses_are_swapped_without_touching_the_rest(
+    redirecting: tuple[Pair, dict[int, socket.socket]],
+) -> None:
+    pair, _ = redirecting
+    pair.inside(lambda: attempt(socket.AF_INET, ("192.0.2.1", 80)))
+    netns.run_in(pair.gateway, lambda: nft.update_redirect([(ip_address("192.0.2.7"), None)]))
+    results = pair.inside(
+        lambda: [attempt(socket.AF_INET, (a, 22)) for a in ("192.0.2.9", "192.0.2.7", "198.18.0.1")]
+    )
+    assert results == [errno.ECONNREFUSED, 0, 0]
+    assert pair.packets("refused_tcp") == 2
 
 
 def test_the_gateway_has_no_way_out(pair: Pair) -> None:

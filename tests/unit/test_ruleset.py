@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from ipaddress import ip_address
 from typing import Any
 
 from netns_runtime.firewall.nft import canonical
@@ -23,14 +24,38 @@ def test_input_and_forward_drop_by_default() -> None:
         for command in gateway_ruleset().commands
         if "chain" in command["add"]
     }
-    assert policies == {"prerouting": "accept", "input": "drop", "forward": "drop"}
+    assert policies == {
+        "prerouting": "accept",
+        "redirect": "accept",
+        "input": "drop",
+        "forward": "drop",
+    }
     assert rules_of("forward") == []
 
 
 def test_only_the_proxy_and_the_resolver_are_accepted() -> None:
     accepted = [rule for rule in rules_of("input") if {"accept": None} in rule]
     places = [[part["match"]["right"] for part in rule if "match" in part] for rule in accepted]
-    assert places == [["10.200.0.1", 3128], ["10.200.0.1", 53], ["10.200.0.1", 53]]
+    assert places == [["10.200.0.1", 3128], ["10.200.0.1", 53], ["10.200.0.1", 53], [1]]
+    # The mark is set by the redirect chain alone, which is empty unless asked for.
+    assert rules_of("redirect") == []
+
+
+def test_redirection_is_for_virtual_and_listed_addresses_alone() -> None:
+    listed = [(ip_address("192.0.2.9"), (22, 5432)), (ip_address("2001:db8::9"), None)]
+    ruleset = gateway_ruleset(redirect=True, listed=listed)
+    rules = [
+        command["add"]["rule"]["expr"]
+        for command in ruleset.commands
+        if command["add"].get("rule", {}).get("chain") == "redirect"
+    ]
+    assert [[part["match"]["right"] for part in rule if "match" in part][1:] for rule in rules] == [
+        [{"prefix": {"addr": "198.18.0.0", "len": 15}}, "tcp"],
+        [{"prefix": {"addr": "fd00:c8:0:1::", "len": 64}}, "tcp"],
+        ["192.0.2.9", 22],
+        ["192.0.2.9", 5432],
+        ["2001:db8::9", "tcp"],
+    ]
 
 
 def test_every_refusing_rule_counts_by_name() -> None:
