@@ -40,7 +40,7 @@ def resolver_sockets() -> tuple[socket.socket, socket.socket]:
 
 def transparent_sockets(*, has_ipv6: bool = True) -> tuple[socket.socket, ...]:
     """The listening sockets that TPROXY hands redirected connections to, IPv4 first."""
-    places = [(socket.AF_INET, "0.0.0.0")]  # noqa: S104 - see above
+    places = [(socket.AF_INET, "0.0.0.0")]
     if has_ipv6:
         places.append((socket.AF_INET6, "::"))
     made: list[socket.socket] = []

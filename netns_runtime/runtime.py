@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from netns_runtime import layout, proxyprocess, reclaim, state
+from netns_runtime import proxyprocess, reclaim, state
 from netns_runtime.audit import AuditError, AuditLog
 from netns_runtime.config import ProxyConfig
 from netns_runtime.entering import enter_plan

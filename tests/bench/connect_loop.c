@@ -1,9 +1,9 @@
 /* connect() over and over, for tests/bench/refusal.py.
  *
  * connect_loop open|fresh COUNT ADDRESS PORT [PROCESSES]
- * open: one TCP socket for all; fresh: a new one each time. Prints ns a
- * connect, and how many ended otherwise than with ECONNREFUSED or EPERM. The time is this process's
- * CPU time, because others use the machine too; with PROCESSES it says nothing.
+ * open: one TCP socket for all; fresh: a new one each time. Prints ns a connect, and how many ended
+ * otherwise than with ECONNREFUSED or EPERM. The time is this process's CPU time, because others use
+ * the machine too; with PROCESSES it says nothing.
  */
 #include <arpa/inet.h>
 #include <errno.h>

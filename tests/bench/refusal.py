@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 EMPTY_GOAL: Final = 1.25
 RESET_GOAL: Final = 1 / 3
-HOST_GOAL: Final = 50.0
+# 50 ns where an empty hook refuses in 163 ns: the machine that the goals were set on.
+HOST_GOAL: Final = 50 / 163
 PROCESSES: Final = 8
 MILLION: Final = 1_000_000
 UNROUTED: Final = "203.0.113.1"
@@ -105,8 +106,13 @@ def add_reset(where: Cell) -> None:
     where.run(body, guarded=False)
 
 
-def refusal(loop: Loop, probe: Probe, parent: Path, rounds: int) -> list[tuple[str, bool]]:
-    """The probe beside the empty hook and the nft reset, each with one open socket."""
+def refusal(
+    loop: Loop, probe: Probe, parent: Path, rounds: int
+) -> tuple[list[tuple[str, bool]], float]:
+    """The probe beside the empty hook and the nft reset, each with one open socket.
+
+    Also gives the ns of a refusal by the empty hook.
+    """
     with (
         cell(parent) as empty,
         cell(parent) as reset,
@@ -125,7 +131,7 @@ def refusal(loop: Loop, probe: Probe, parent: Path, rounds: int) -> list[tuple[s
     to_empty = median(b / a for a, b in zip(hook, ours, strict=True))
     to_reset = median(a / b for a, b in zip(ours, nft, strict=True))
     new = median(a / b for a, b in zip(ours_new, nft_new, strict=True))
-    return [
+    lines = [
         (
             f"refused by the probe / by an empty hook: {to_empty:.2f}"
             f" ({median(ours):.0f} / {median(hook):.0f} ns; goal {EMPTY_GOAL})",
@@ -143,6 +149,7 @@ def refusal(loop: Loop, probe: Probe, parent: Path, rounds: int) -> list[tuple[s
         ),
         (f"all of them counted: {exact}", exact),
     ]
+    return lines, median(hook)
 
 
 def million(loop: Loop, probe: Probe, parent: Path) -> list[tuple[str, bool]]:
@@ -177,12 +184,13 @@ def attached(where: Path, programs: list[tuple[int, int]]) -> Iterator[None]:
         os.close(cgroup)
 
 
-def host(loop: Loop, probe: Probe, rounds: int) -> list[tuple[str, bool]]:
-    """What a process in no cgroup of ours pays per connect, while a sandbox runs and while none does.
+def host(loop: Loop, probe: Probe, rounds: int, refused: float) -> list[tuple[str, bool]]:
+    """What a process in no cgroup of ours pays per connect while a sandbox runs.
 
     TCP, one open socket, to an address without a route: the hook runs and the rest is short, so
     that 10 ns show. The order within a round is shuffled, because drift must cancel. An empty hook
     beside it tells what the kernel itself takes as soon as any connect hook is attached anywhere.
+    `refused`: ns of a refusal by an empty hook in this run, the unit of the goal.
     """
     empty = empty_program()
     ours = [
@@ -190,7 +198,6 @@ def host(loop: Loop, probe: Probe, rounds: int) -> list[tuple[str, bool]]:
     ]
     sets: dict[str, list[tuple[int, int]]] = {
         "nothing": [],
-        "none running": [],
         "empty": [(empty, _CONNECT4)],
         "probe": ours,
     }
@@ -209,16 +216,13 @@ def host(loop: Loop, probe: Probe, rounds: int) -> list[tuple[str, bool]]:
         name: median(b - a for a, b in zip(base, values, strict=True))
         for name, values in taken.items()
     }
+    share = extra["probe"] / refused
     return [
         (
-            f"host, probe pinned and no sandbox running: {extra['none running']:+.0f} ns a connect"
-            f" (of {median(base):.0f}; goal {HOST_GOAL:.0f})",
-            extra["none running"] <= HOST_GOAL,
-        ),
-        (
-            f"host, a sandbox running: {extra['probe']:+.0f} ns a connect; an empty hook in its"
-            f" place {extra['empty']:+.0f} (goal {HOST_GOAL:.0f})",
-            extra["probe"] <= HOST_GOAL,
+            f"host, each connect while a sandbox runs: {extra['probe']:+.0f} ns (of"
+            f" {median(base):.0f}; an empty hook in its place {extra['empty']:+.0f}): {share:.2f} of"
+            f" a refusal by an empty hook (goal {HOST_GOAL:.2f})",
+            share <= HOST_GOAL,
         ),
     ]
 
@@ -232,8 +236,9 @@ def main() -> int:
         own_parent() as parent,
     ):
         loop = Loop(build(directory))
-        lines = refusal(loop, probe, parent, rounds) + million(loop, probe, parent)
-        lines += host(loop, probe, rounds)
+        lines, refused = refusal(loop, probe, parent, rounds)
+        lines += million(loop, probe, parent)
+        lines += host(loop, probe, rounds, refused)
     for text, reached in lines:
         sys.stdout.write(f"{'ok  ' if reached else 'MISS'} {text}\n")
     return 0 if all(reached for _, reached in lines) else 1
