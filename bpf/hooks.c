@@ -54,7 +54,9 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, struct address to)
 		protocol = IPPROTO_TCP;
 	if (is_own(to))
 		return 1;
-	if (is_served(to, port, protocol, box->flags)) {
+	if (is_served(to, port, protocol, box->flags) ||
+	    (protocol == IPPROTO_TCP && (box->flags & FLAG_REDIRECT) &&
+	     is_listed(cookie, box->slot, to, port))) {
 		if (protocol == IPPROTO_TCP)
 			note_dialling(ctx, cookie, to, port);
 		return 1;

@@ -70,6 +70,12 @@ struct flow {
 	u64 ports; /* destination, source << 16 */
 };
 
+struct listed_key {
+	u64 cookie;
+	struct address address;
+	u64 port; /* 0: any */
+};
+
 struct owner {
 	u64 exe_inode;
 	u64 time; /* CLOCK_MONOTONIC, to the tick */
@@ -96,6 +102,8 @@ BPF_TABLE("hash", u32, struct slot, slots, SANDBOXES);
 BPF_TABLE("hash", u32, u64, lent, SANDBOXES);
 BPF_TABLE("lru_hash", struct destination, struct detail, details, DETAILS);
 BPF_TABLE("percpu_array", u32, u64, unknown, 1);
+BPF_TABLE("hash", struct listed_key, u8, listed, LISTED);
+BPF_TABLE("array", u32, u32, listings, SANDBOXES);
 BPF_TABLE("lru_hash", u64, struct dialling, dialling, DIALLING);
 BPF_TABLE("lru_hash", struct flow, struct owner, owners, OWNERS);
 BPF_RINGBUF_OUTPUT(ring_form, RING_BYTES / PAGE_SIZE);

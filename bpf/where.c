@@ -37,8 +37,7 @@ static __always_inline bool is_virtual(struct address to)
 	return to.high == PAIR(htonl(VIRTUAL_IPV6_0), htonl(VIRTUAL_IPV6_1));
 }
 
-/* What leads to the proxy or the resolver, as the sandbox's flags say. Literal addresses that a
- * policy lists will be judged here too, after the virtual ones, by a trie keyed with the cookie. */
+/* What leads to the proxy or the resolver, as the sandbox's flags say. */
 static __always_inline bool is_served(struct address to, u16 port, u8 protocol, u32 flags)
 {
 	bool tcp = protocol == IPPROTO_TCP, udp = protocol == IPPROTO_UDP;
@@ -51,4 +50,19 @@ static __always_inline bool is_served(struct address to, u16 port, u8 protocol, 
 		return false;
 	}
 	return tcp && (flags & FLAG_REDIRECT) && is_virtual(to);
+}
+
+/* Literal addresses that the policy lists, at one port or, as port 0, at any. Most sandboxes list
+ * none, and then the array says so at the price of an index. */
+static __always_inline bool is_listed(u64 cookie, u32 slot, struct address to, u16 port)
+{
+	struct listed_key key = {.cookie = cookie, .address = to, .port = port};
+	u32 *entries = listings.lookup(&slot);
+
+	if (!entries || !*entries)
+		return false;
+	if (listed.lookup(&key))
+		return true;
+	key.port = 0;
+	return listed.lookup(&key) != NULL;
 }

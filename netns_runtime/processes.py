@@ -1,17 +1,33 @@
-"""What /proc says of a process that the kernel named: its executable and its parent.
+"""What /proc says of processes that the kernel, or a port number, named.
 
 A pid may have gone or been reused by the time anybody looks, so an executable is believed only when
-it is still the inode that the kernel recorded.
+it is still the inode that the kernel recorded. Looking for a socket's owner is bounded: a sandbox
+with more descriptors than that has an unknown owner, never a slow supervisor.
 """
 
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_DESCRIPTORS: Final = 4096
+_TABLES: Final = {"udp": ("udp", "udp6"), "tcp": ("tcp", "tcp6")}
+_SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
-def kernel_device(device: int) -> int:
-    """A `st_dev` as the kernel writes it: major << 20 | minor (include/linux/kdev_t.h)."""
-    return os.major(device) << 20 | os.minor(device)
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process by the host's pid, its name and, where it could be read, its executable."""
+
+    pid: int
+    comm: str
+    exe: str | None
 
 
 def executable_of(pid: int, inode: int = 0) -> str | None:
@@ -28,3 +44,59 @@ def executable_of(pid: int, inode: int = 0) -> str | None:
     except OSError:
         return None
     return path
+
+
+def sockets_at(protocol: str, port: int) -> frozenset[int]:
+    """Inodes of the calling thread's namespace's sockets with this local port (proc_net(5))."""
+    wanted = f":{port:04X}"
+    found: set[int] = set()
+    for table in _TABLES.get(protocol, ()):
+        try:
+            lines = Path(f"/proc/thread-self/net/{table}").read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+        for line in lines[1:]:
+            fields = line.split()
+            if len(fields) > 9 and fields[1].endswith(wanted):
+                found.add(int(fields[9]))
+    found.discard(0)
+    return frozenset(found)
+
+
+def holder_of(inodes: frozenset[int], pids: Iterable[int]) -> Process | None:
+    """Which of these processes has one of these sockets open."""
+    budget = MAX_DESCRIPTORS
+    for pid in pids if inodes else ():
+        try:
+            numbers = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        budget -= len(numbers)
+        if budget < 0:
+            return None
+        for number in numbers:
+            try:
+                match = _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{number}"))
+            except OSError:
+                continue
+            if match is not None and int(match[1]) in inodes:
+                return process_of(pid)
+    return None
+
+
+def process_of(pid: int) -> Process | None:
+    """The process with this pid now."""
+    try:
+        comm = Path(f"/proc/{pid}/comm").read_bytes().rstrip(b"\n")
+    except OSError:
+        return None
+    text = comm.decode("utf-8", "backslashreplace")
+    return Process(pid, text.encode("unicode_escape").decode("ascii"), executable_of(pid))
+
+
+def members_of(cgroup: Path) -> list[int]:
+    """The pids in a cgroup."""
+    try:
+        return [int(word) for word in (cgroup / "cgroup.procs").read_text("ascii").split()]
+    except OSError:
+        return []

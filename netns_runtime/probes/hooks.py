@@ -63,6 +63,7 @@ def defines() -> dict[str, int]:
         "DETAILS": records.DETAILS,
         "DIALLING": records.DIALLING,
         "OWNERS": records.OWNERS,
+        "LISTED": records.LISTED,
         "RING_BYTES": records.RING_BYTES,
         "REASONS": len(records.REASONS),
         "REASON_TCP": records.REASONS.index("direct_tcp"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Address = IPv4Address | IPv6Address
+Listed = tuple[Address, tuple[int, ...] | None]
+"""A literal address that a policy lists, and its ports; None is any port."""
 
 REASONS: Final = ("direct_tcp", "direct_udp", "direct_other", "reserved")
 """By number; a power of two of them, so that the program can mask the index for the verifier."""
@@ -31,6 +33,7 @@ SANDBOXES: Final = 1024
 DETAILS: Final = 16384
 DIALLING: Final = 4096
 OWNERS: Final = 16384
+LISTED: Final = 4096
 RING_BYTES: Final = 65536
 """Power of two and a multiple of every page size; more than two bursts of EVENT_BURST."""
 RINGS: Final = 8
@@ -49,11 +52,13 @@ SANDBOX = struct.Struct("=QIHHQQQ4QQQQ")
 SLOT = struct.Struct("=QQQII")
 EVENT = struct.Struct("=QQIIIIII32s16s")
 FLOW = struct.Struct("=Q16sQ")
+LISTED_KEY = struct.Struct("=Q16sQ")
 OWNER = struct.Struct("=QQIIII16s")
 DIAL = struct.Struct(f"={FLOW.size}s{OWNER.size}s")
 
 ENTRIES: Final = {
     "slots": (NUMBER.size, SLOT.size, SANDBOXES),
+    "listed": (LISTED_KEY.size, 1, LISTED),
     "lent": (NUMBER.size, COOKIE.size, SANDBOXES),
     "details": (DESTINATION.size, DETAIL.size, DETAILS),
     "owners": (FLOW.size, OWNER.size, OWNERS),
@@ -224,6 +229,11 @@ def totals_of(value: bytes) -> Totals:
 def flow_key(cookie: int, source_port: int, destination: Address, port: int) -> bytes:
     """The key of `owners`."""
     return FLOW.pack(cookie, packed_of(destination), port | source_port << 16)
+
+
+def listed_key(cookie: int, address: Address, port: int) -> bytes:
+    """The key of `listed`; port 0 is any."""
+    return LISTED_KEY.pack(cookie, packed_of(address), port)
 
 
 def owner_value(value: bytes) -> Owner:

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -253,6 +254,43 @@ def test_the_redirect_flag_opens_virtual_addresses_to_tcp_alone(probe: Probe, pa
         assert made.run(lambda: dial(V4, UDP, "198.19.255.254")) == errno.ECONNREFUSED
         assert made.run(lambda: connect(V4, TCP, "198.20.0.0")) == errno.ECONNREFUSED
         assert made.run(lambda: connect(V6, TCP, "fd00:c8:0:2::9")) == errno.ECONNREFUSED
+
+
+def test_listed_addresses_pass_at_their_ports_and_for_their_sandbox_alone(
+    probe: Probe, parent: Path
+) -> None:
+    listed = [(ip_address(REFUSED_IPV4), (443,)), (ip_address(REFUSED_IPV6), None)]
+
+    def at(host: str, port: int, kind: int = TCP) -> int:
+        with socket.socket(V6 if ":" in host else V4, kind) as client:
+            return client.connect_ex((host, port))
+
+    with (
+        guarded_cell(probe, parent, redirect=True, listed=listed) as (made, registration),
+        guarded_cell(probe, parent, redirect=True) as (other, others),
+    ):
+        # What passes the hook meets the namespace's missing route instead.
+        for host, port in ((REFUSED_IPV4, 443), (REFUSED_IPV6, 1), (f"::ffff:{REFUSED_IPV4}", 443)):
+            assert made.run(partial(at, host, port)) == errno.ENETUNREACH
+        assert registration.totals().total == 0
+        assert made.run(partial(at, REFUSED_IPV4, 444)) == errno.ECONNREFUSED
+        assert made.run(partial(at, REFUSED_IPV4, 443, UDP)) == errno.ECONNREFUSED
+        assert other.run(partial(at, REFUSED_IPV4, 443)) == errno.ECONNREFUSED
+        assert (registration.totals().total, others.totals().total) == (2, 1)
+
+        probe.set_listed(made.cookie, [(ip_address(REFUSED_IPV4), None)])
+        assert made.run(partial(at, REFUSED_IPV4, 444)) == errno.ENETUNREACH
+        assert made.run(partial(at, REFUSED_IPV6, 1)) == errno.ECONNREFUSED
+        assert registration.totals().total == 3
+
+
+def test_listed_addresses_mean_nothing_without_the_redirect_flag(
+    probe: Probe, parent: Path
+) -> None:
+    listed = [(ip_address(REFUSED_IPV4), None)]
+    with guarded_cell(probe, parent, listed=listed) as (made, registration):
+        assert made.run(lambda: connect(V4, TCP, REFUSED_IPV4)) == errno.ECONNREFUSED
+        assert registration.totals().total == 1
 
 
 def test_an_unknown_namespace_in_a_guarded_cgroup_is_refused_even_loopback(
