@@ -21,8 +21,7 @@ from netns_runtime.config import ProxyConfig
 from netns_runtime.entering import enter_plan
 from netns_runtime.errors import EXIT_FAILED, StepError, step_error
 from netns_runtime.events import timestamp
-from netns_runtime.firewall.ruleset import gateway_ruleset
-from netns_runtime.listeners import explicit_socket
+from netns_runtime.gateway import CARRIES, Gateway
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
 from netns_runtime.request import addresses_of_uplink
@@ -31,7 +30,6 @@ from netns_runtime.supervise import StatusWriter, Supervisor, complain, tell_ref
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from netns_runtime.firewall.nft import Counters
     from netns_runtime.namespace.enter import EnterPlan
     from netns_runtime.namespace.enter_launch import Child
     from netns_runtime.probes.probe import Probe, Registration
@@ -60,7 +58,7 @@ class Sandbox:
     guard: Guard
     cgroups: cgroup.Cgroups
     sandbox_fd: int
-    gateway_fd: int
+    gateway: Gateway
     started: float
 
 
@@ -94,13 +92,14 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     record = _record(request, name, cookie, cgroups.unified, sandbox_fd, gateway_fd)
     claim.write(record)
     apply_links(link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox_fd, gateway_fd=gateway_fd)
-    _load_rules(gateway_fd)
+    gateway = Gateway(gateway_fd, spec.redirect and CARRIES)
+    gateway.load(request.policy.listed)
     guard = _guard(request, cookie, cgroups.unified, stack)
     if guard.lost and spec.verbose:
         complain(guard.lost)
     record = replace(record, pins=guard.pins)
-    _configure_proxy(request, record, gateway_fd, guard, proxy)
-    return Sandbox(claim, record, audit, proxy, guard, cgroups, sandbox_fd, gateway_fd, started)
+    _configure_proxy(request, record, gateway, guard, proxy)
+    return Sandbox(claim, record, audit, proxy, guard, cgroups, sandbox_fd, gateway, started)
 
 
 def _record(
@@ -126,18 +125,6 @@ def _record(
     )
 
 
-def _load_rules(gateway_fd: int) -> None:
-    from netns_runtime.firewall import nft
-
-    netns.run_in(gateway_fd, lambda: nft.load(gateway_ruleset()))
-
-
-def _read_rules(gateway_fd: int) -> Counters:
-    from netns_runtime.firewall import nft
-
-    return netns.run_in(gateway_fd, nft.read_counters)
-
-
 def _guard(request: Request, cookie: int, own: Path, stack: ExitStack) -> Guard:
     """The probe, if it is wanted and can be had; otherwise nft alone, with what that loses."""
     wanted = request.spec.probe
@@ -148,7 +135,9 @@ def _guard(request: Request, cookie: int, own: Path, stack: ExitStack) -> Guard:
     try:
         probe: Probe = _open_probe(request)
         stack.callback(probe.close)
-        registration = probe.register(cookie, own)
+        registration = probe.register(
+            cookie, own, redirect=request.spec.redirect and CARRIES, listed=request.policy.listed
+        )
     except ProbeUnavailable as error:
         if request.spec.verbose and error.details:
             sys.stderr.write(error.details + "\n")
@@ -171,43 +160,39 @@ def _open_probe(request: Request) -> Probe:
 def _configure_proxy(
     request: Request,
     record: state.Record,
-    gateway_fd: int,
+    gateway: Gateway,
     guard: Guard,
     proxy: ProxyProcess,
 ) -> None:
     spec = request.spec
-    listener = netns.run_in(gateway_fd, explicit_socket)
-    owners_fd = guard.registration.owners_fd() if guard.registration is not None else None
-    # In its own network namespace the thread reads its own addresses; ours is the host's.
+    # In its own network namespace a thread reads its own addresses; without --uplink, the host's.
     own = (
         netns.run_in(request.uplink_fd, addresses_of_uplink)
         if request.uplink_fd is not None
         else addresses_of_uplink()
     )
-    descriptors = {"explicit": listener.fileno()}
-    if request.audit_fd is not None:
-        descriptors["audit"] = request.audit_fd
-    if owners_fd is not None:
-        descriptors["owners"] = owners_fd
-    config = ProxyConfig(
-        sandbox=record.name,
-        policy=request.policy,
-        cookie=record.cookie,
-        report=spec.report,
-        redirect=spec.redirect,
-        limits=spec.limits,
-        use_system_resolver=not request.nameservers,
-        nameservers=request.nameservers,
-        own_addresses=own,
-        descriptors=tuple(descriptors),
-        verbose=spec.verbose,
-    )
-    try:
-        proxy.configure(config, list(descriptors.values()))
-    finally:
-        listener.close()
-        if owners_fd is not None:
-            os.close(owners_fd)
+    with ExitStack() as stack:
+        descriptors = [(name, sock.fileno()) for name, sock in gateway.sockets(stack)]
+        if request.audit_fd is not None:
+            descriptors.append(("audit", request.audit_fd))
+        if guard.registration is not None:
+            owners_fd = guard.registration.owners_fd()
+            stack.callback(os.close, owners_fd)
+            descriptors.append(("owners", owners_fd))
+        config = ProxyConfig(
+            sandbox=record.name,
+            policy=request.policy,
+            cookie=record.cookie,
+            report=spec.report,
+            redirect=spec.redirect,
+            limits=spec.limits,
+            use_system_resolver=not request.nameservers,
+            nameservers=request.nameservers,
+            own_addresses=own,
+            descriptors=tuple(name for name, _ in descriptors),
+            verbose=spec.verbose,
+        )
+        proxy.configure(config, [fd for _, fd in descriptors])
 
 
 def _supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: EnterPlan) -> int:
@@ -219,7 +204,7 @@ def _supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: Enter
     refusals = Refusals(
         sandbox.audit,
         sandbox.guard.registration,
-        lambda: _read_rules(sandbox.gateway_fd),
+        sandbox.gateway.counters,
         complain,
     )
     child = _launch(plan, sandbox)

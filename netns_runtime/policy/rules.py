@@ -9,7 +9,7 @@ requests, which this version does not enforce (schema.py decides what may load).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, Final
 
 from netns_runtime.policy.hosts import is_wildcard
@@ -129,6 +129,28 @@ class Policy:
     def candidates(self, host: str) -> tuple[Candidate, ...]:
         """Rules and endpoints that may concern `host`: its exact ones and every pattern."""
         return self._exact.get(host, ()) + self._patterns
+
+    @property
+    def listed(self) -> tuple[tuple[IPv4Address | IPv6Address, tuple[int, ...] | None], ...]:
+        """Literal addresses that the rules name, with their ports; None is any port."""
+        found: dict[IPv4Address | IPv6Address, set[int] | None] = {}
+        for rule in self.rules:
+            for endpoint in rule.endpoints:
+                if endpoint.unenforced is not None:
+                    continue
+                try:
+                    address = ip_address(endpoint.host)
+                except ValueError:
+                    continue
+                ports = found.setdefault(address, set())
+                if endpoint.ports is None or ports is None:
+                    found[address] = None
+                else:
+                    ports.update(endpoint.ports)
+        return tuple(
+            (address, None if ports is None else tuple(sorted(ports)))
+            for address, ports in found.items()
+        )
 
     @property
     def hosts(self) -> tuple[str, ...]:
