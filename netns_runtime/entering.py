@@ -38,12 +38,34 @@ def protected_paths(request: Request) -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in paths if os.path.exists(path)))
 
 
+def name_files(nsswitch: Path, hostname: str) -> tuple[BoundFile, ...]:
+    """What makes every resolver inside ask the policy resolver, and no daemon of the host.
+
+    nsswitch.conf(5) keeps the host's other databases; hosts(5) knows this machine alone.
+    """
+    hosts = (
+        "127.0.0.1 localhost\n"
+        "::1 localhost ip6-localhost ip6-loopback\n"
+        f"{layout.SANDBOX_IPV4} {hostname}\n"
+    )
+    resolv = f"nameserver {layout.GATEWAY_IPV4}\n"
+    try:
+        lines = nsswitch.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = ["passwd: files", "group: files"]
+    kept = [line for line in lines if not line.lstrip().startswith("hosts:")]
+    switch = "\n".join([*kept, "hosts: files dns", ""])
+    return (
+        BoundFile(resolv.encode(), ("/etc/resolv.conf",)),
+        BoundFile(hosts.encode("ascii", "replace"), ("/etc/hosts",)),
+        BoundFile(switch.encode(), ("/etc/nsswitch.conf",)),
+    )
+
+
 def enter_plan(request: Request, own_cgroup: str | None) -> EnterPlan:
     """How CMD enters: its environment, its view of the files, what it may not write."""
     spec, user = request.spec, request.user
-    files = [
-        BoundFile(f"nameserver {layout.GATEWAY_IPV4}\n".encode(), ("/etc/resolv.conf",)),
-    ]
+    files = list(name_files(Path("/etc/nsswitch.conf"), os.uname().nodename))
     bundle = None
     if request.upstream_ca is not None:
         bundle = trust.system_store()

@@ -55,7 +55,11 @@ class Gateway:
             with ExitStack() as unless_done:
                 made = [("explicit", explicit_socket())]
                 unless_done.callback(made[0][1].close)
-                for name, sock in () if not CARRIES else zip(("dns_udp", "dns_tcp"), resolver_sockets(), strict=True):
+                for name, sock in (
+                    ()
+                    if not CARRIES
+                    else zip(("dns_udp", "dns_tcp"), resolver_sockets(), strict=True)
+                ):
                     made.append((name, sock))
                     unless_done.callback(sock.close)
                 if self.redirect:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from netns_runtime.config import ProxyConfig
+    from netns_runtime.policy import Policy
 
 _MESSAGE_LIMIT: Final = 64 * 1024
 # include/uapi/asm-generic/socket.h; Python has no name for it
@@ -73,6 +74,17 @@ class ProxyProcess:
         except ValueError:
             return {}
         return message if isinstance(message, dict) else {}
+
+    def set_policy(self, policy: Policy) -> None:
+        """Swap the policy; the proxy answers {"kind": "policy", "closed": N} when it has."""
+        fd = os.memfd_create("netns-runtime-policy", os.MFD_CLOEXEC)
+        try:
+            with os.fdopen(os.dup(fd), "wb") as file:
+                pickle.dump(policy, file)
+            os.lseek(fd, 0, os.SEEK_SET)
+            socket.send_fds(self.control, [json.dumps({"kind": "policy"}).encode("ascii")], [fd])
+        finally:
+            os.close(fd)
 
     def send(self, message: dict[str, Any]) -> None:
         try:

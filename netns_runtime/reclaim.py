@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from netns_runtime import layout, state
+from netns_runtime.control import path_of
 from netns_runtime.errors import NetnsError
 from netns_runtime.namespace import cgroup
 
@@ -71,6 +72,7 @@ def reclaim(*, pins: bool = False) -> Reclaimed:
                 stack.enter_context(state.claim(name))
             except NetnsError:
                 continue
+            path_of(name).unlink(missing_ok=True)
             if any(path.name == name + state.SUFFIX for path in gone):
                 names.append(name)
             if where is not None and name in candidates and _remove_cgroup(where, name):

@@ -13,7 +13,7 @@ import re
 import socket
 import stat
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 from pathlib import Path
@@ -59,6 +59,15 @@ class Request:
         """`--read-only`, or uid 0 by default; `--writable /` turns it off."""
         wanted = self.spec.read_only or self.user.uid == 0
         return wanted and "/" not in self.spec.writable
+
+    def identify(self, policy: Policy) -> Policy:
+        """Tie the policy's `binaries` to the inodes that CMD cannot write."""
+        if all(rule.binaries is None for rule in policy.rules):
+            return policy
+        from netns_runtime.policy import identify_binaries
+
+        trees = (self.directory, "/tmp", *self.spec.writable) if self.is_read_only else None
+        return identify_binaries(policy, (self.user.uid, (self.user.gid, *self.user.groups)), trees)
 
 
 def resolve_user(wanted: str | None, environment: Mapping[str, str]) -> User:
@@ -173,12 +182,6 @@ def resolve(spec: Spec, environment: Mapping[str, str]) -> Iterator[Request]:
         _check_sockets(spec)
         user = resolve_user(spec.user, environment)
         policy = load_policies(spec)
-        if any(rule.binaries is not None for rule in policy.rules):
-            from netns_runtime.policy import identify_binaries
-
-            read_only = (spec.read_only or user.uid == 0) and "/" not in spec.writable
-            trees = (os.getcwd(), "/tmp", *spec.writable) if read_only else None
-            policy = identify_binaries(policy, (user.uid, (user.gid, *user.groups)), trees)
         upstream_ca = None
         if spec.upstream_ca is not None:
             from netns_runtime.trust import read_upstream_ca
@@ -199,7 +202,10 @@ def resolve(spec: Spec, environment: Mapping[str, str]) -> Iterator[Request]:
             raise UsageError(
                 f"the working directory: {error.strerror}", remedy="change to one that exists"
             ) from error
-        yield Request(spec, user, policy, upstream_ca, audit_fd, uplink_fd, nameservers, directory)
+        found = Request(
+            spec, user, policy, upstream_ca, audit_fd, uplink_fd, nameservers, directory
+        )
+        yield replace(found, policy=found.identify(policy))
 
 
 def addresses_of_uplink() -> frozenset[IPv4Address | IPv6Address]:

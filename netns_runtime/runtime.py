@@ -12,54 +12,29 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from netns_runtime import proxyprocess, reclaim, state
-from netns_runtime.audit import AuditError, AuditLog
+from netns_runtime.audit import AuditLog
 from netns_runtime.config import ProxyConfig
+from netns_runtime.control import listening
 from netns_runtime.entering import enter_plan
-from netns_runtime.errors import EXIT_FAILED, StepError, step_error
+from netns_runtime.errors import StepError
 from netns_runtime.events import timestamp
 from netns_runtime.gateway import CARRIES, Gateway
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
 from netns_runtime.request import addresses_of_uplink
-from netns_runtime.supervise import StatusWriter, Supervisor, complain, tell_refusal
+from netns_runtime.sandbox import Guard, Sandbox
+from netns_runtime.supervise import complain, tell_refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from netns_runtime.namespace.enter import EnterPlan
-    from netns_runtime.namespace.enter_launch import Child
-    from netns_runtime.probes.probe import Probe, Registration
+    from netns_runtime.probes.probe import Probe
     from netns_runtime.proxyprocess import ProxyProcess
     from netns_runtime.request import Request
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """Which of the two counts: `mode` is bpf or nft, `lost` says what is lost without the probe."""
-
-    mode: str
-    registration: Registration | None
-    lost: str = ""
-    pins: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Sandbox:
-    """One sandbox that is set up; everything in it is closed by the ExitStack that made it."""
-
-    claim: state.Claim
-    record: state.Record
-    audit: AuditLog
-    proxy: ProxyProcess
-    guard: Guard
-    cgroups: cgroup.Cgroups
-    sandbox_fd: int
-    gateway: Gateway
-    started: float
 
 
 def run(request: Request) -> int:
@@ -69,8 +44,10 @@ def run(request: Request) -> int:
     started = time.monotonic()
     with ExitStack() as stack:
         sandbox = _set_up(request, stack, started)
+        from netns_runtime.running import supervise
+
         plan = enter_plan(request, str(sandbox.cgroups.unified))
-        status = _supervise(request, stack, sandbox, plan)
+        status = supervise(request, stack, sandbox, plan)
     reclaim.reclaim_quietly()
     return status
 
@@ -81,6 +58,7 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     name = spec.name or state.generated_name()
     state.prepare()
     claim = stack.enter_context(state.claim(name))
+    control = stack.enter_context(listening(name))
     proxy = proxyprocess.start(request.uplink_fd)
     stack.callback(proxy.stop)
     audit = AuditLog(request.audit_fd, name, tell_refusal if spec.verbose else None)
@@ -99,7 +77,9 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
         complain(guard.lost)
     record = replace(record, pins=guard.pins)
     _configure_proxy(request, record, gateway, guard, proxy)
-    return Sandbox(claim, record, audit, proxy, guard, cgroups, sandbox_fd, gateway, started)
+    return Sandbox(
+        claim, control, record, audit, proxy, guard, cgroups, sandbox_fd, gateway, started
+    )
 
 
 def _record(
@@ -193,106 +173,3 @@ def _configure_proxy(
             verbose=spec.verbose,
         )
         proxy.configure(config, [fd for _, fd in descriptors])
-
-
-def _supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: EnterPlan) -> int:
-    """Start CMD's processes, let CMD go when everything serves, and follow it to its end."""
-    from netns_runtime.namespace.terminal import JobControl, Terminal
-    from netns_runtime.refusals import Refusals
-
-    status_writer = StatusWriter(request.spec.status_fd)
-    refusals = Refusals(
-        sandbox.audit,
-        sandbox.guard.registration,
-        sandbox.gateway.counters,
-        complain,
-    )
-    child = _launch(plan, sandbox)
-    status = EXIT_FAILED
-    try:
-        job = JobControl(child, Terminal.controlling())
-        stack.callback(job.close)
-
-        def on_ready(pid: int) -> None:
-            _announce(request, sandbox, status_writer, pid)
-            _let_go_of_streams()
-            child.go()
-
-        status = Supervisor(
-            child=child,
-            proxy=sandbox.proxy,
-            job=job,
-            registration=sandbox.guard.registration,
-            refusals=refusals,
-            on_ready=on_ready,
-        ).run()
-    finally:
-        child.close()
-        status_writer.write("exited", sandbox=sandbox.record.name, code=status)
-    refusals.drain()
-    refusals.poll_nft()
-    sandbox.proxy.stop()
-    _write_exit(sandbox.audit, status, refusals.totals(), sandbox.started)
-    return status
-
-
-def _announce(request: Request, sandbox: Sandbox, status_writer: StatusWriter, pid: int) -> None:
-    """Record that CMD is about to run. A sandbox that cannot be recorded does not start."""
-    record, guard = sandbox.record, sandbox.guard
-    sandbox.claim.write(replace(record, pid=pid, proxy=sandbox.proxy.pid, probe=guard.mode))
-    try:
-        # Only CMD's name: arguments carry what people do not mean to publish.
-        sandbox.audit.write(
-            "sandbox.started",
-            pid=pid,
-            uid=request.user.uid,
-            probe=guard.mode,
-            command=request.spec.command[0],
-            detail=guard.lost or None,
-        )
-    except AuditError as error:
-        raise StepError(str(error), remedy="free some space, or name another --audit") from error
-    status_writer.write(
-        "started",
-        sandbox=record.name,
-        pid=pid,
-        supervisor=record.supervisor,
-        proxy=sandbox.proxy.pid,
-        cookie=record.cookie,
-        cgroup=record.cgroup,
-    )
-
-
-def _let_go_of_streams() -> None:
-    """CMD has stdin and stdout now; held here too, their other ends would never see them close."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for number in (0, 1):
-        os.dup2(null, number)
-    os.close(null)
-
-
-def _launch(plan: EnterPlan, sandbox: Sandbox) -> Child:
-    from netns_runtime.namespace.enter_launch import launch
-
-    with ExitStack() as stack:
-        fds = []
-        for path in sandbox.cgroups.all():
-            fd = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            stack.callback(os.close, fd)
-            fds.append(fd)
-        try:
-            return launch(plan, netns_fd=sandbox.sandbox_fd, cgroup_fds=fds)
-        except OSError as error:
-            raise step_error("sandbox process", error) from error
-
-
-def _write_exit(audit: AuditLog, status: int, totals: dict[str, int], started: float) -> None:
-    try:
-        audit.write(
-            "sandbox.exited",
-            code=status,
-            duration_ms=round((time.monotonic() - started) * 1000),
-            **totals,
-        )
-    except AuditError as error:
-        complain(str(error))

@@ -83,8 +83,17 @@ class Claim:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self.fd = fd
+        self._record: Record | None = None
+
+    @property
+    def record(self) -> Record:
+        """What was written last."""
+        if self._record is None:
+            raise ValueError("nothing is recorded yet")
+        return self._record
 
     def write(self, record: Record) -> None:
+        self._record = record
         data = json.dumps(asdict(record)).encode("ascii")
         try:
             # In place, so that the lock stays on the file that has the name; a reader that meets a

@@ -25,11 +25,14 @@ from netns_runtime.namespace.enter_launch import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from netns_runtime.control import ControlSocket
     from netns_runtime.namespace.enter_launch import Child
     from netns_runtime.namespace.terminal import JobControl
     from netns_runtime.probes.probe import Registration
+    from netns_runtime.processes import Process
     from netns_runtime.proxyprocess import ProxyProcess
     from netns_runtime.refusals import Refusals
+    from netns_runtime.requests import Requests
 
 # With the probe, nft counts odd protocols only; without it, nft is all there is.
 NFT_INTERVAL: Final = {True: 5.0, False: 0.25}
@@ -72,6 +75,9 @@ class Supervisor:
         job: JobControl,
         registration: Registration | None,
         refusals: Refusals,
+        control: ControlSocket,
+        requests: Requests,
+        find_owner: Callable[[str, int], Process | None],
         on_ready: Callable[[int], None],
     ) -> None:
         self._child = child
@@ -79,6 +85,9 @@ class Supervisor:
         self._job = job
         self._registration = registration
         self._refusals = refusals
+        self._control = control
+        self._requests = requests
+        self._find_owner = find_owner
         self._on_ready = on_ready
         self._command_pid: int | None = None
         self._is_serving = False
@@ -92,6 +101,7 @@ class Supervisor:
         with self._selector as selector:
             selector.register(self._child, selectors.EVENT_READ, self._on_child)
             selector.register(self._proxy, selectors.EVENT_READ, self._on_proxy)
+            selector.register(self._control, selectors.EVENT_READ, self._on_request)
             if self._registration is not None:
                 selector.register(self._registration, selectors.EVENT_READ, self._refusals.drain)
             due = time.monotonic() + interval
@@ -152,8 +162,23 @@ class Supervisor:
                 int(message.get("device", 0)),
             )
             self._proxy.send({"kind": "exe", "id": message.get("id"), "path": path})
+        elif message.get("kind") == "owner":
+            self._tell_owner(message)
         elif message.get("kind") == "report":
             complain(f"proxy: {message.get('line', '')}")
+        else:
+            self._requests.on_proxy(message)
+
+    def _on_request(self) -> None:
+        self._control.serve(self._requests.handle)
+
+    def _tell_owner(self, message: dict[str, Any]) -> None:
+        """Which process has the socket with this local port inside the sandbox."""
+        found = self._find_owner(str(message.get("protocol")), int(message.get("port", 0)))
+        fields = {"pid": None, "comm": None, "exe": None}
+        if found is not None:
+            fields = {"pid": found.pid, "comm": found.comm, "exe": found.exe}
+        self._proxy.send({"kind": "owner", "id": message.get("id"), **fields})
 
 
 def tell_refusal(event: dict[str, Any]) -> None:

@@ -26,6 +26,10 @@ usage: netns-debug COMMAND [SANDBOX] [--json]
   list              the running sandboxes
   show [SANDBOX]    one of them, whole
   stats [SANDBOX]   refused connects: exact counts by reason, and where to
+  flows [SANDBOX]   open flows: process, host, entry, bytes, age
+  policy SANDBOX --set FILE
+                    replace the policy while it runs: flows that it would refuse are closed,
+                    all others stay; a file that does not load changes nothing
   doctor            what a sandbox needs of this machine, and what is missing
   gc                remove what killed sandboxes left
 
@@ -60,8 +64,9 @@ def _run(words: list[str]) -> int:
     command = _COMMANDS.get(rest[0])
     if command is None:
         raise UsageError(f"unknown command {rest[0]}", remedy=f"use one of {', '.join(_COMMANDS)}")
-    if any(word.startswith("-") for word in rest[1:]):
-        option = next(word for word in rest[1:] if word.startswith("-"))
+    known = ("--set",) if rest[0] == "policy" else ()
+    option = next((word for word in rest[1:] if word.startswith("-") and word not in known), None)
+    if option is not None:
         raise UsageError(f"unknown option {option}", remedy="see netns-debug --help")
     if os.geteuid() != 0 and rest[0] != "doctor":
         raise UsageError("netns-debug needs root", remedy="run sudo netns-debug …")
@@ -156,6 +161,54 @@ def _stats(words: list[str], as_json: bool) -> int:
     return 0
 
 
+def _flows(words: list[str], as_json: bool) -> int:
+    record = _chosen(words, "flows")
+    flows = _answer(record, {"command": "flows"})["flows"]
+    if as_json:
+        say_json(flows)
+        return 0
+    rows = [
+        (
+            flow.get("flow", "-"),
+            flow.get("comm", "-"),
+            flow.get("pid", "-"),
+            f"{flow.get('host') or flow.get('address')}:{flow.get('port')}",
+            flow.get("entry", "-"),
+            flow.get("bytes_out", 0),
+            flow.get("bytes_in", 0),
+            f"{flow.get('duration_ms', 0) / 1000:.1f}s",
+        )
+        for flow in flows
+    ]
+    say(columns(("FLOW", "PROCESS", "PID", "HOST", "ENTRY", "OUT", "IN", "AGE"), rows))
+    return 0
+
+
+def _policy(words: list[str], as_json: bool) -> int:
+    if len(words) != 3 or words[1] != "--set":
+        raise UsageError("policy takes SANDBOX --set FILE", remedy="see netns-debug --help")
+    record = _chosen(words[:1], "policy")
+    from netns_runtime.policy.file import read_text
+
+    text = read_text(words[2])
+    request = {"command": "policy", "name": os.path.abspath(words[2]), "text": text}
+    closed = _answer(record, request)["closed"]
+    if as_json:
+        say_json({"sandbox": record.name, "closed": closed})
+    else:
+        say(f"{record.name} has the new policy; {closed} flows that it refuses were closed")
+    return 0
+
+
+def _answer(record: state.Record, request: dict[str, Any]) -> dict[str, Any]:
+    from netns_runtime.control import ask
+
+    answer = ask(record.name, request)
+    if "error" in answer:
+        raise UsageError(str(answer["error"]))
+    return answer
+
+
 def _doctor(words: list[str], as_json: bool) -> int:
     _only(words, "doctor")
     from netns_runtime.doctor import checks
@@ -200,6 +253,8 @@ _COMMANDS: Final[dict[str, Callable[[list[str], bool], int]]] = {
     "list": _list,
     "show": _show,
     "stats": _stats,
+    "flows": _flows,
+    "policy": _policy,
     "doctor": _doctor,
     "gc": _gc,
 }

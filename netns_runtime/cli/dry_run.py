@@ -27,7 +27,8 @@ def show(request: Request) -> None:
     for operation in link_plan(has_ipv6=has_ipv6):
         say(f"  {operation.describe()}")
     say("ruleset (in the gateway, nft JSON)")
-    for entry in gateway_ruleset().commands:
+    ruleset = gateway_ruleset(redirect=request.spec.redirect, listed=request.policy.listed)
+    for entry in ruleset.commands:
         say(f"  {json.dumps(entry['add'])}")
     say("probe")
     for line in probe_lines(request.spec.probe):

@@ -143,8 +143,8 @@ def _refused_owner(target: HostPort, candidate: Candidate, owner: Owner | None) 
 def _refused_unenforced(target: HostPort, candidate: Candidate) -> Decision:
     rule, endpoint = candidate
     detail = (
-        f"{rule.text} allows {target} with {endpoint.unenforced}, and this version does not enforce "
-        "rules on requests"
+        f"{rule.text} allows {target} with {endpoint.unenforced}, "
+        "and this version does not enforce rules on requests"
     )
     remedy = f"--allow {target} allows every request"
     return Decision("refuse", DENIED, rule.text, detail, remedy, (), endpoint)

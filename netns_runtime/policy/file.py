@@ -35,6 +35,16 @@ def read_policy(path: str, reach: Reach | None = None) -> Policy:
     return load_policy(data, path)
 
 
+def read_text(path: str) -> str:
+    """The text of the file, not yet understood, for a supervisor that will load it."""
+    try:
+        return _read(path).decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"--set {shown(path)}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--set {shown(path)}: not UTF-8") from error
+
+
 def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     with open(fd, "rb") as file:

@@ -9,7 +9,6 @@ can carry another request; a WebSocket's 101 gives both sockets to the relay.
 from __future__ import annotations
 
 import socket
-import struct
 from typing import TYPE_CHECKING, Final
 
 import h11
@@ -29,7 +28,7 @@ from netns_runtime.proxy.admit import (
     record,
 )
 from netns_runtime.proxy.flow import Ended
-from netns_runtime.proxy.peer import Peer
+from netns_runtime.proxy.peer import RESET, Peer
 from netns_runtime.proxy.refuse import Refusal, response_of
 from netns_runtime.proxy.upstream import Upstream, Upstreams, end
 from netns_runtime.wire import ProtocolError
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from netns_runtime.wire.head import RequestHead
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class _UpstreamFailed(Exception):
@@ -228,7 +226,7 @@ class _Request:
             await answer(self.client, refusal, self.head, unread=True)
         else:
             # The response has begun: a reset says that this was not its end.
-            self.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         return False
 
     @staticmethod

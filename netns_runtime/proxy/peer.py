@@ -7,11 +7,14 @@ Whoever opened the socket closes it; errors are the socket's own OSError.
 from __future__ import annotations
 
 import socket
+import struct
 from typing import Final
 
 import trio
 
 RECEIVE: Final = 65_536
+RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER's value with which close(2) resets the connection."""
 # A peer that is always ready must not keep the others waiting.
 _UNYIELDING: Final = 8
 

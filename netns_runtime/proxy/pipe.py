@@ -11,6 +11,7 @@ import os
 from typing import Final
 
 PIPE_SIZE: Final = 1024 * 1024  # the default of fs.pipe-max-size
+PIPES: Final = 16
 
 
 class Pipe:
@@ -30,3 +31,38 @@ class Pipe:
     def close(self) -> None:
         os.close(self.out_of)
         os.close(self.into)
+
+
+class Pipes:
+    """At most PIPES pipes, lent to one way at a time."""
+
+    def __init__(self) -> None:
+        self._free: list[Pipe] = []
+        self._open = 0
+
+    def take(self) -> Pipe | None:
+        """An empty pipe, or None where none is to be had."""
+        if self._free:
+            return self._free.pop()
+        if self._open >= PIPES:
+            return None
+        try:
+            pipe = Pipe()
+        except OSError:
+            return None
+        self._open += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe) -> None:
+        """Keep an empty pipe for the next; close one that still holds bytes."""
+        if pipe.held:
+            pipe.close()
+            self._open -= 1
+        else:
+            self._free.append(pipe)
+
+    def close(self) -> None:
+        """Close those that are not lent."""
+        for pipe in self._free:
+            pipe.close()
+        self._free.clear()

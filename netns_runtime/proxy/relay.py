@@ -9,7 +9,7 @@ Theory of operation. Two trio tasks for each tunnel cost 40 microseconds for eac
 some kilobytes while idle; squid and HAProxy pay neither. So the relay has an epoll of its own, edge
 triggered, in which a socket is registered once, and one task that waits until that epoll itself is
 readable. All tunnels read into one scratch buffer, because one task reads at a time: an idle tunnel
-holds no buffer. What its reader does not take at once is copied (`_Way.pending`) and nothing more
+holds no buffer. What its reader does not take at once is copied (`Way.pending`) and nothing more
 is read from the other side until that is gone, so a tunnel holds at most CHUNK each way, and
 SMALL_CHUNK once all of them together hold HELD_LIMIT. Bulk does not pass through Python: after
 BULK_READS full reads in a row a way moves its bytes by splice(2) through a pipe, of which there is
@@ -18,6 +18,11 @@ one for all ways too, unless a slow reader keeps it filled.
 Edge triggered means that every edge must be followed until EAGAIN. Two things stand in for it: a
 way that used up its turn is queued in `_again`; and a short read has emptied the socket (epoll(7)),
 unless the edge also told of an end, an error or urgent data.
+
+A tunnel may come with a guard: until it has said PASS, no byte of the client goes upstream but
+those it lets go, while upstream's go to the client. What a guard takes over (TAKE) leaves the relay
+with both sockets open; undecided bytes wait in the guard, and `_late` asks it again when they have
+waited long enough.
 """
 
 from __future__ import annotations
@@ -26,14 +31,16 @@ import errno
 import os
 import select
 import socket
-import struct
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from netns_runtime.proxy.flow import Ended
-from netns_runtime.proxy.pipe import PIPE_SIZE, Pipe
+from netns_runtime.proxy.peer import RESET
+from netns_runtime.proxy.pipe import PIPE_SIZE, Pipe, Pipes
+from netns_runtime.proxy.tunnel import Guard, Tunnel, Verdict, Waiting, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +49,6 @@ CHUNK: Final = 256 * 1024
 SMALL_CHUNK: Final = 16 * 1024
 HELD_LIMIT: Final = 64 * 1024 * 1024
 BULK_READS: Final = 4
-PIPES: Final = 16
 TURN: Final = 16
 ROUNDS: Final = 4
 
@@ -53,56 +59,6 @@ _READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPO
 _UNSURE: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _WRITE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 _SPLICE: Final = 3  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
-_RESET: Final = struct.pack("ii", 1, 0)
-
-
-class _Way:
-    """One direction of a tunnel."""
-
-    __slots__ = ("dst", "ended", "moved", "pending", "pipe", "src", "streak", "tunnel")
-
-    def __init__(self, tunnel: Tunnel, src: socket.socket, dst: socket.socket) -> None:
-        self.tunnel = tunnel
-        self.src = src
-        self.dst = dst
-        self.pending: memoryview | None = None
-        self.pipe: Pipe | None = None
-        self.moved = 0
-        self.streak = 0
-        self.ended = False
-
-
-class Tunnel:
-    """A client and an upstream whose bytes the relay moves."""
-
-    __slots__ = ("client", "closed", "down", "up", "upstream")
-
-    def __init__(
-        self, client: socket.socket, upstream: socket.socket, closed: Callable[[Ended], None]
-    ) -> None:
-        self.client = client
-        self.upstream = upstream
-        self.closed: Callable[[Ended], None] | None = closed
-        self.up = _Way(self, client, upstream)
-        self.down = _Way(self, upstream, client)
-
-    @property
-    def bytes_out(self) -> int:
-        """Bytes taken from the client and given to upstream."""
-        return self.up.moved
-
-    @property
-    def bytes_in(self) -> int:
-        """Bytes taken from upstream and given to the client."""
-        return self.down.moved
-
-    @property
-    def held(self) -> int:
-        """Bytes read from one side that the other has not taken yet."""
-        return sum(
-            len(way.pending or b"") + (way.pipe.held if way.pipe else 0)
-            for way in (self.up, self.down)
-        )
 
 
 class Relay:
@@ -110,14 +66,14 @@ class Relay:
 
     def __init__(self, *, splice: bool = True, crashed: Callable[[BaseException], None]) -> None:
         self._epoll = select.epoll()
-        self._sides: dict[int, tuple[_Way, _Way]] = {}
-        self._again: deque[tuple[_Way, int]] = deque()
+        self._sides: dict[int, tuple[Way, Way]] = {}
+        self._again: deque[tuple[Way, int]] = deque()
         self._scratch = memoryview(bytearray(CHUNK))
         self._held = 0
         self._splice = splice
-        self._pipes: list[Pipe] = []
-        self._pipes_open = 0
+        self._pipes = Pipes()
         self._crashed = crashed
+        self._waiting = Waiting()
 
     def __len__(self) -> int:
         return len(self._sides) // 2
@@ -139,10 +95,12 @@ class Relay:
         *,
         to_upstream: bytes = b"",
         to_client: bytes = b"",
+        guard: Guard | None = None,
     ) -> Tunnel:
         """Take over two connected, non-blocking sockets.
 
         What is given for either side goes first. `to_client` is our own words and not counted.
+        With a guard, `to_upstream` is judged by it as if the client had sent it now.
         """
         tunnel = Tunnel(client, upstream, closed)
         up, down = tunnel.up, tunnel.down
@@ -159,10 +117,20 @@ class Relay:
             self._hold(down, to_client)
             down.moved = -len(to_client)
             self._follow(down, 0, read=False)
-        if to_upstream and tunnel.closed:
+        if guard is not None and tunnel.closed:
+            up.guard = guard
+            self._judged(up, partial(guard.feed, to_upstream))
+        elif to_upstream and tunnel.closed:
             self._hold(up, to_upstream)
             self._follow(up, 0, read=False)
         return tunnel
+
+    def cut(self, tunnel: Tunnel, ended: Ended) -> None:
+        """End one tunnel by a reset of both sides, so that the cut does not look like an end."""
+        for sock in (tunnel.client, tunnel.upstream):
+            if tunnel.closed:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._end(tunnel, ended.reason, ended.said_by, ended.detail)
 
     async def run(self) -> None:
         """Serve until cancelled; the sockets of open tunnels stay as they are."""
@@ -170,6 +138,10 @@ class Relay:
         while True:
             if self._again:
                 await trio.lowlevel.checkpoint()
+            elif self._waiting:
+                with trio.move_on_at(self._waiting.first):
+                    await trio.lowlevel.wait_readable(fd)
+                self._ask_again()
             else:
                 await trio.lowlevel.wait_readable(fd)
             for _ in range(ROUNDS):
@@ -203,23 +175,27 @@ class Relay:
 
     def close(self) -> None:
         """Close the relay's own descriptors; no tunnel may be open."""
-        for pipe in self._pipes:
-            pipe.close()
-        self._pipes.clear()
+        self._pipes.close()
         self._epoll.close()
 
-    def _follow(self, way: _Way, mask: int, *, read: bool = True) -> None:
+    def _follow(self, way: Way, mask: int, *, read: bool = True) -> None:
         """Move what can be moved one way. The one seam where a socket's failure ends a tunnel."""
-        tunnel = way.tunnel
         try:
             self._move(way, mask, read)
-        except OSError as error:
-            self._fail(tunnel, way.dst if hasattr(error, "at_dst") else way.src, error)
         except Exception as error:
-            self._crashed(error)
-            self._fail(tunnel, tunnel.client, error)
+            self._blame(way, error)
 
-    def _move(self, way: _Way, mask: int, read: bool) -> None:
+    def _blame(self, way: Way, error: Exception) -> None:
+        if isinstance(error, OSError):
+            self._fail(way.tunnel, way.dst if hasattr(error, "at_dst") else way.src, error)
+        else:
+            self._crashed(error)
+            self._fail(way.tunnel, way.tunnel.client, error)
+
+    def _move(self, way: Way, mask: int, read: bool) -> None:
+        if way.guard is not None:
+            self._sift(way, way.guard, read)
+            return
         if way.pipe is not None:
             if not self._drain(way, way.pipe):
                 return
@@ -269,9 +245,55 @@ class Relay:
                 way.streak += 1
         self._again.append((way, _UNSURE))
 
-    def _pump(self, way: _Way) -> bool:
+    def _sift(self, way: Way, guard: Guard, read: bool) -> None:
+        """Read what the client sends for its guard to judge, and do as the guard says."""
+        if (way.pending is not None and not self._flush(way)) or not read:
+            return
+        while way.guard is guard and way.pending is None:
+            try:
+                data = way.src.recv(SMALL_CHUNK)
+            except BlockingIOError:
+                return
+            self._obey(way, guard, guard.feed(data) if data else guard.end())
+            if not way.tunnel.closed:
+                return
+        if way.guard is None:
+            self._again.append((way, _UNSURE))
+
+    def _obey(self, way: Way, guard: Guard, verdict: Verdict) -> None:
+        if verdict is Verdict.HOLD:
+            self._waiting.add(trio.current_time() + guard.patience(), way)
+        elif verdict is Verdict.TAKE:
+            tunnel = way.tunnel
+            self._forget(tunnel)
+            guard.take(tunnel)
+        else:
+            if verdict is Verdict.PASS:
+                way.guard = None
+            if data := guard.held():
+                self._hold(way, data)
+                self._flush(way)
+
+    def _judged(self, way: Way, ask: Callable[[], Verdict]) -> None:
+        """Do as a guard says outside of a turn."""
+        guard = way.guard
+        assert guard is not None
+        try:
+            self._obey(way, guard, ask())
+        except Exception as error:
+            self._blame(way, error)
+        if way.tunnel.closed:
+            self._again.append((way, _UNSURE))
+
+    def _ask_again(self) -> None:
+        """Ask the guards whose bytes have waited long enough."""
+        for way in self._waiting.due(trio.current_time()):
+            if way.guard is not None and way.tunnel.closed:
+                self._judged(way, way.guard.late)
+
+    def _pump(self, way: Way) -> bool:
         """Move bulk by splice. False where no pipe is to be had."""
-        pipe = self._take_pipe()
+        pipe = self._pipes.take()
         if pipe is None:
             return False
         way.pipe = pipe
@@ -298,7 +320,7 @@ class Relay:
         self._again.append((way, _UNSURE))
         return True
 
-    def _drain(self, way: _Way, pipe: Pipe) -> bool:
+    def _drain(self, way: Way, pipe: Pipe) -> bool:
         """Empty the way's pipe into its reader. False where the reader is full."""
         dst, out_of = way.dst.fileno(), pipe.out_of
         while pipe.held:
@@ -313,33 +335,16 @@ class Relay:
             way.moved += sent
         return True
 
-    def _take_pipe(self) -> Pipe | None:
-        if self._pipes:
-            return self._pipes.pop()
-        if self._pipes_open >= PIPES:
-            return None
-        try:
-            pipe = Pipe()
-        except OSError:
-            return None
-        self._pipes_open += 1
-        return pipe
-
-    def _leave_pipe(self, way: _Way) -> None:
+    def _leave_pipe(self, way: Way) -> None:
         pipe, way.pipe = way.pipe, None
-        if pipe is None:
-            return
-        if pipe.held:
-            pipe.close()
-            self._pipes_open -= 1
-        else:
-            self._pipes.append(pipe)
+        if pipe is not None:
+            self._pipes.give_back(pipe)
 
-    def _hold(self, way: _Way, data: bytes) -> None:
+    def _hold(self, way: Way, data: bytes) -> None:
         way.pending = memoryview(data)
         self._held += len(data)
 
-    def _flush(self, way: _Way) -> bool:
+    def _flush(self, way: Way) -> bool:
         """Send what is pending. False where the reader is full."""
         pending = way.pending
         assert pending is not None
@@ -358,7 +363,7 @@ class Relay:
         way.pending = None
         return True
 
-    def _finish_way(self, way: _Way) -> None:
+    def _finish_way(self, way: Way) -> None:
         tunnel = way.tunnel
         if tunnel.up.ended and tunnel.down.ended:
             self._end(tunnel, None, None, None)
@@ -368,6 +373,17 @@ class Relay:
         except OSError as error:
             error.at_dst = True  # type: ignore[attr-defined]
             raise
+
+    def _forget(self, tunnel: Tunnel) -> None:
+        """Let go of a tunnel whose sockets another takes, with what is pending for the client."""
+        tunnel.closed = None
+        for way in (tunnel.up, tunnel.down):
+            fd = way.src.fileno()
+            del self._sides[fd]
+            self._epoll.unregister(fd)
+            if way.pending is not None:
+                self._held -= len(way.pending)
+            self._leave_pipe(way)
 
     def _fail(self, tunnel: Tunnel, blamed: socket.socket, error: Exception) -> None:
         by_upstream = blamed is tunnel.upstream
@@ -379,7 +395,7 @@ class Relay:
             said_by = "upstream" if by_upstream else "sandbox"
         for sock in (tunnel.client, tunnel.upstream):
             if sock is not blamed or said_by == "proxy":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         text = getattr(error, "strerror", None) or type(error).__name__
         self._end(tunnel, reason, said_by, text)
 

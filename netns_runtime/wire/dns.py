@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import dns.edns
 import dns.exception
 import dns.flags
 import dns.message
-import dns.name
 import dns.rcode
+import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.rdtypes.ANY.OPT
@@ -30,6 +29,9 @@ import dns.rdtypes.IN.AAAA
 import dns.rrset
 
 from netns_runtime.wire import NEED_DATA, NeedData, ProtocolError
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 QUERY_LIMIT: Final = 4096
 """Bytes of the longest query that is read. A question is at most 271; options are the rest."""
@@ -65,8 +67,6 @@ _OPT_START: Final = b"\x00\x00\x29"  # the root's name and type 41
 # Space and below, and DEL: no name of a host has them, and every one of them is a trap to somebody
 # who prints, splits or ends a string with it.
 _TRAPS: Final = frozenset((*range(0x21), 0x7F))
-_SOA_MNAME: Final = dns.name.from_text("gateway.netns-runtime.internal.")
-_SOA_RNAME: Final = dns.name.from_text("nobody.invalid.")
 _EXTRA_TEXT: Final = 160
 
 
@@ -180,28 +180,24 @@ def encode(query: Query, answer: Answer, limit: int) -> bytes:
         reply.authority.append(dns.rrset.from_rdata(name, TTL, _SOA))
     if answer.extra is not None and query.message.edns == 0:
         code, text = answer.extra
-        option = dns.edns.EDEOption(code, text[:_EXTRA_TEXT])
+        option = dns.edns.EDEOption(dns.edns.EDECode(code), text[:_EXTRA_TEXT])
         reply.use_edns(0, 0, UDP_LIMIT, limit, [option])
     return reply.to_wire(max_size=max(limit, UDP_MINIMUM), prefer_truncation=True)
 
 
-_SOA: Final = dns.rdtypes.ANY.SOA.SOA(
-    dns.rdataclass.IN, dns.rdatatype.SOA, _SOA_MNAME, _SOA_RNAME, 1, 3600, 600, 86400, TTL
-)
-
-
-def _records_of(
-    answer: Answer,
-) -> list[dns.rdtypes.IN.A.A | dns.rdtypes.IN.AAAA.AAAA | dns.rdtypes.ANY.PTR.PTR]:
+def _records_of(answer: Answer) -> list[dns.rdata.Rdata]:
     if answer.pointer is not None:
-        target = dns.name.from_text(answer.pointer + ".")
-        return [dns.rdtypes.ANY.PTR.PTR(dns.rdataclass.IN, dns.rdatatype.PTR, target)]
-    return [
-        dns.rdtypes.IN.A.A(dns.rdataclass.IN, dns.rdatatype.A, str(address))
-        if isinstance(address, IPv4Address)
-        else dns.rdtypes.IN.AAAA.AAAA(dns.rdataclass.IN, dns.rdatatype.AAAA, str(address))
-        for address in answer.addresses
-    ]
+        return [_rdata("PTR", answer.pointer + ".")]
+    return [_rdata("AAAA" if ":" in str(a) else "A", str(a)) for a in answer.addresses]
+
+
+def _rdata(kind: str, text: str) -> dns.rdata.Rdata:
+    return dns.rdata.from_text("IN", kind, text)
+
+
+_SOA: Final = _rdata(
+    "SOA", f"gateway.netns-runtime.internal. nobody.invalid. 1 3600 600 86400 {TTL}"
+)
 
 
 def bare_answer(data: bytes, rcode: int) -> bytes:

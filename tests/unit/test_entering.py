@@ -1,0 +1,37 @@
+"""What CMD sees in place of the host's files about names, and what it may not write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from netns_runtime.entering import name_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def contents(path: Path) -> dict[str, str]:
+    found = {}
+    for file in name_files(path, "box"):
+        assert isinstance(file.content, bytes)
+        found[file.destinations[0]] = file.content.decode("ascii")
+    return found
+
+
+def test_names_are_asked_of_files_and_the_policy_resolver_alone(tmp_path: Path) -> None:
+    host = tmp_path / "nsswitch.conf"
+    host.write_text(
+        "passwd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] files dns\nnetworks: files\n",
+        encoding="ascii",
+    )
+    found = contents(host)
+    assert found["/etc/resolv.conf"] == "nameserver 10.200.0.1\n"
+    assert (
+        found["/etc/nsswitch.conf"] == "passwd: files systemd\nnetworks: files\nhosts: files dns\n"
+    )
+    assert "127.0.0.1 localhost\n" in found["/etc/hosts"]
+    assert "10.200.0.2 box\n" in found["/etc/hosts"]
+
+
+def test_a_host_without_nsswitch_gets_one_that_knows_files(tmp_path: Path) -> None:
+    assert "hosts: files dns\n" in contents(tmp_path / "missing")["/etc/nsswitch.conf"]
