@@ -25,6 +25,7 @@ from netns_runtime.supervise import StatusWriter, Supervisor, complain
 
 if TYPE_CHECKING:
     from netns_runtime.audit import AuditLog
+    from netns_runtime.namespace.cgroup import Cgroups
     from netns_runtime.namespace.enter import EnterPlan
     from netns_runtime.namespace.enter_launch import Child
     from netns_runtime.processes import Process
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from netns_runtime.sandbox import Sandbox
 
 
-def supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: EnterPlan) -> int:
-    """Start CMD's processes, let CMD go when everything serves, and follow it to its end."""
+def supervise(request: Request, stack: ExitStack, sandbox: Sandbox) -> int:
+    """Let CMD go when everything serves, and follow it to its end."""
     status_writer = StatusWriter(request.spec.status_fd)
     refusals = Refusals(
         sandbox.audit,
@@ -41,7 +42,7 @@ def supervise(request: Request, stack: ExitStack, sandbox: Sandbox, plan: EnterP
         sandbox.gateway.counters,
         complain,
     )
-    child = _launch(plan, sandbox)
+    child = sandbox.child
     try:
         job = JobControl(child, Terminal.controlling())
         stack.callback(job.close)
@@ -129,15 +130,16 @@ def _let_go_of_streams() -> None:
     os.close(null)
 
 
-def _launch(plan: EnterPlan, sandbox: Sandbox) -> Child:
+def launch_child(plan: EnterPlan, sandbox_fd: int, cgroups: Cgroups) -> Child:
+    """Start CMD's processes inside the namespace and the cgroups. Raises StepError."""
     with ExitStack() as stack:
         fds = []
-        for path in sandbox.cgroups.all():
+        for path in cgroups.all():
             fd = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
             fds.append(fd)
         try:
-            return launch(plan, netns_fd=sandbox.sandbox_fd, cgroup_fds=fds)
+            return launch(plan, netns_fd=sandbox_fd, cgroup_fds=fds)
         except OSError as error:
             raise step_error("sandbox process", error) from error
 

@@ -26,6 +26,7 @@ from netns_runtime.gateway import CARRIES, Gateway
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
 from netns_runtime.request import addresses_of_uplink
+from netns_runtime.running import launch_child, supervise
 from netns_runtime.sandbox import Guard, Sandbox
 from netns_runtime.supervise import complain, tell_refusal
 
@@ -44,10 +45,7 @@ def run(request: Request) -> int:
     started = time.monotonic()
     with ExitStack() as stack:
         sandbox = _set_up(request, stack, started)
-        from netns_runtime.running import supervise
-
-        plan = enter_plan(request, str(sandbox.cgroups.unified))
-        status = supervise(request, stack, sandbox, plan)
+        status = supervise(request, stack, sandbox)
     reclaim.reclaim_quietly()
     return status
 
@@ -69,6 +67,9 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     # Recorded before the probe knows the cookie, so that nobody reclaims a living entry.
     record = _record(request, name, cookie, cgroups.unified, sandbox_fd, gateway_fd)
     claim.write(record)
+    # CMD's processes are made while the rest is set up; CMD itself waits for `go`.
+    child = launch_child(enter_plan(request, str(cgroups.unified)), sandbox_fd, cgroups)
+    stack.callback(child.close)
     apply_links(link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox_fd, gateway_fd=gateway_fd)
     gateway = Gateway(gateway_fd, spec.redirect and CARRIES)
     gateway.load(request.policy.listed)
@@ -78,7 +79,7 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     record = replace(record, pins=guard.pins)
     _configure_proxy(request, record, gateway, guard, proxy)
     return Sandbox(
-        claim, control, record, audit, proxy, guard, cgroups, sandbox_fd, gateway, started
+        claim, control, record, audit, proxy, child, guard, cgroups, sandbox_fd, gateway, started
     )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from netns_runtime.control import ControlSocket
     from netns_runtime.gateway import Gateway
     from netns_runtime.namespace.cgroup import Cgroups
+    from netns_runtime.namespace.enter_launch import Child
     from netns_runtime.probes.probe import Registration
     from netns_runtime.proxyprocess import ProxyProcess
 
@@ -34,6 +35,7 @@ class Sandbox:
     record: state.Record
     audit: AuditLog
     proxy: ProxyProcess
+    child: Child
     guard: Guard
     cgroups: Cgroups
     sandbox_fd: int

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import secrets
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
@@ -56,7 +55,7 @@ class Record:
 
 def generated_name() -> str:
     """`sb-` and 8 random hexadecimal digits."""
-    return f"sb-{secrets.token_hex(4)}"
+    return f"sb-{os.urandom(4).hex()}"
 
 
 def prepare(directory: Path = layout.RUN_DIR) -> None:

@@ -1,14 +1,16 @@
 """The way of every flow: decide, resolve and screen, record, dial; and how a client is told no.
 
 `begin` decides and waits for nothing; `open_flow` does the rest and gives a connected socket or a
-`Refusal`; `hand_over` gives both sockets to the relay; `answer` and `malformed` end a connection
-with a response. `flow.decided` is written before anything is dialled: no record, no egress.
+`Refusal`; `hand_over` gives both sockets to the relay; `answer`, `alert`, `reset` and `malformed`
+end a connection with what its client understands. `looked_after` is the seam that catches a bug of
+ours, which ends its flow alone. `flow.decided` is written before anything is dialled: no record, no egress.
 """
 
 from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,34 +19,82 @@ from netns_runtime.audit import AuditError
 from netns_runtime.policy import decide
 from netns_runtime.proxy.dial import Dialled, candidates_of, dial
 from netns_runtime.proxy.flow import Ended, Flow, owner_fields
-from netns_runtime.proxy.peer import Peer
+from netns_runtime.proxy.peer import RESET, Peer
 from netns_runtime.proxy.refuse import Refusal, refusal_of, response_of
 from netns_runtime.wire.head import HeadReader
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from netns_runtime.address import HostPort
     from netns_runtime.owner import Owner
     from netns_runtime.proxy.sandbox import Sandbox
+    from netns_runtime.proxy.tunnel import Guard
     from netns_runtime.wire import ProtocolError
     from netns_runtime.wire.head import RequestHead
 
 LINGER: Final = 2.0
 LINGER_BYTES: Final = 1 << 20
+# RFC 8446, 6: a fatal access_denied (49) in a record of the version every client takes.
+ACCESS_DENIED: Final = bytes.fromhex("15 03 03 00 02 02 31")
 
 
 class Client:
-    """A connection of the sandbox to the explicit proxy, and who made it."""
+    """A connection of the sandbox, and who made it.
 
-    __slots__ = ("address", "handed_over", "owner", "past_limit", "peer", "reader", "sock")
+    `target` is where all of it goes, for a redirected connection and inside a tunnel; None where
+    each request names its own.
+    """
 
-    def __init__(self, sock: socket.socket, address: tuple[str, int], *, past_limit: bool) -> None:
+    __slots__ = (
+        *("address", "entry", "handed_over", "owner", "past_limit", "peer", "reader", "sock"),
+        "target",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        address: tuple[str, int],
+        *,
+        past_limit: bool = False,
+        entry: str = "explicit",
+    ) -> None:
         self.sock = sock
+        self.entry = entry
+        self.target: HostPort | None = None
         self.peer = Peer(sock)
         self.address = address
         self.owner: Owner | None = None
         self.reader = HeadReader()
         self.past_limit = past_limit
         self.handed_over = False
+
+
+async def looked_after(
+    sandbox: Sandbox, client: Client, serve: Callable[[Sandbox, Client], Awaitable[None]]
+) -> None:
+    """Serve a client that is counted in `connections` to its end. Never raises an Exception."""
+    try:
+        await serve(sandbox, client)
+    except OSError:
+        pass  # the client went away; its flow, if it had one, says so itself
+    except Exception as error:
+        where = f"{client.address[0]}:{client.address[1]}"
+        sandbox.report(f"a flow of {where} crashed: {_crash_of(error)}")
+    finally:
+        if not client.handed_over:
+            sandbox.connections -= 1
+            client.sock.close()
+
+
+def _crash_of(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    line = f" at {where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where else ""
+    return f"{type(error).__name__}{line}: {error}"
 
 
 async def answer(
@@ -74,18 +124,38 @@ async def linger(client: Client) -> None:
             taken += len(data)
 
 
+async def alert(client: Client) -> None:
+    """Tell a TLS client that it is refused, and end the connection."""
+    with trio.move_on_after(LINGER):
+        await client.peer.send(ACCESS_DENIED)
+        await linger(client)
+
+
+def reset(client: Client) -> None:
+    """See to it that the client's connection ends by a reset when it is closed."""
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
 def begin(
     sandbox: Sandbox, client: Client, target: HostPort, protocol: str
 ) -> tuple[Flow, Refusal | None]:
     """Decide, which reads nothing and waits for nothing. In report mode a refusal is only noted."""
-    decision = decide(sandbox.config.policy, target, client.owner)
-    flow = Flow(next(sandbox.ids), target, protocol, trio.current_time(), client.owner, decision)
-    if decision.action != "refuse":
-        return flow, None
+    policy, now = sandbox.config.policy, trio.current_time()
+    decision = decide(policy, target, client.owner)
+    number = next(sandbox.ids)
+    flow = Flow(number, target, protocol, now, client.owner, decision, policy, client.entry)
+    return flow, refused_by_decision(sandbox, flow)
+
+
+def refused_by_decision(sandbox: Sandbox, flow: Flow) -> Refusal | None:
+    """What the flow's decision says, if it says no. In report mode it is only noted."""
+    if flow.decision.action != "refuse":
+        return None
+    refusal = refusal_of(flow.decision, flow.target.host, flow.target.port)
     if sandbox.config.report:
-        flow.reported = True
-        return flow, None
-    return flow, refusal_of(decision, target.host, target.port)
+        flow.noted = refusal
+        return None
+    return refusal
 
 
 def record(sandbox: Sandbox, flow: Flow, refusal: Refusal | None) -> Refusal | None:
@@ -111,7 +181,16 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
     After a refusal the flow is over and the audit says why; after `Dialled` it is among
     `sandbox.flows`, and whoever has it ends it with `close_flow`.
     """
-    addresses = await candidates_of(sandbox, flow.target, flow.decision)
+    while True:
+        addresses = await candidates_of(sandbox, flow.target, flow.decision)
+        if flow.policy is sandbox.config.policy:
+            break
+        # The policy was swapped while the name was being resolved.
+        flow.policy = sandbox.config.policy
+        flow.decision = decide(flow.policy, flow.target, flow.owner)
+        refusal = refused_by_decision(sandbox, flow)
+        if refusal is not None:
+            return record(sandbox, flow, refusal) or refusal
     if isinstance(addresses, Refusal):
         if addresses.said_by == "policy":
             return record(sandbox, flow, addresses) or addresses
@@ -134,6 +213,11 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
             ended = Ended(reason="connection_terminated", said_by="sandbox")
         sandbox.close_flow(flow, ended)
         raise
+    if flow.cut_short is not None:
+        if isinstance(outcome, Dialled):
+            outcome.sock.close()
+        sandbox.close_flow(flow, flow.cut_short)
+        return refusal_of(decide(flow.policy, flow.target, flow.owner), *_parts_of(flow))
     if isinstance(outcome, Refusal):
         flow.address = outcome.address
         sandbox.close_flow(flow, ended_by(outcome))
@@ -144,7 +228,14 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
 
 def ended_by(refusal: Refusal) -> Ended:
     """The end of a flow that a refusal, or a failure, ended."""
-    return Ended(reason=refusal.reason, said_by=refusal.said_by, detail=refusal.detail)
+    ended = Ended(reason=refusal.reason, said_by=refusal.said_by, detail=refusal.detail)
+    if refusal.said_by != "policy":
+        return ended
+    return replace(ended, action="refuse", remedy=refusal.remedy or None)
+
+
+def _parts_of(flow: Flow) -> tuple[str, int]:
+    return flow.target.host, flow.target.port
 
 
 def hand_over(
@@ -156,10 +247,12 @@ def hand_over(
     to_client: bytes = b"",
     to_upstream: bytes = b"",
     counted: tuple[int, int] = (0, 0),
+    guard: Guard | None = None,
 ) -> None:
     """Give both sockets to the relay, with what each side is still owed.
 
-    `counted` are the bytes in and out that passed before.
+    `counted` are the bytes in and out that passed before. `guard` judges the client's first bytes,
+    `to_upstream` included.
     """
 
     def closed(ended: Ended) -> None:
@@ -172,13 +265,13 @@ def hand_over(
         sandbox.close_flow(flow, total)
 
     client.handed_over = True
-    sandbox.relay.add(
-        client.sock,
-        upstream,
-        closed,
-        to_client=to_client,
-        to_upstream=to_upstream + client.reader.rest(),
+    relay = sandbox.relay
+    rest = to_upstream + client.reader.rest()
+    tunnel = relay.add(
+        client.sock, upstream, closed, to_client=to_client, to_upstream=rest, guard=guard
     )
+    if tunnel.closed is not None:
+        flow.cut = partial(relay.cut, tunnel)
 
 
 async def malformed(sandbox: Sandbox, client: Client, error: ProtocolError) -> None:
@@ -188,8 +281,10 @@ async def malformed(sandbox: Sandbox, client: Client, error: ProtocolError) -> N
         sandbox.audit.write(
             "flow.decided",
             **owner_fields(client.owner),
+            host=client.target.host if client.target else None,
+            port=client.target.port if client.target else None,
             protocol="http",
-            entry="explicit",
+            entry=client.entry,
             action="refuse",
             reason=refusal.reason,
             said_by="proxy",

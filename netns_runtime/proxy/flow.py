@@ -10,21 +10,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from netns_runtime.address import HostPort
     from netns_runtime.owner import Owner
-    from netns_runtime.policy import Decision
+    from netns_runtime.policy import Decision, Policy
     from netns_runtime.proxy.refuse import Refusal
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a flow ended: bytes each way, and why, where it was not the usual end of both sides."""
+    """How a flow ended: bytes each way, and why, where it was not the usual end of both sides.
+
+    `action` is "refuse" where policy ended what it had allowed before it saw the client's bytes.
+    """
 
     bytes_out: int = 0
     bytes_in: int = 0
     reason: str | None = None
     said_by: str | None = None
     detail: str | None = None
+    action: str | None = None
+    remedy: str | None = None
 
 
 def owner_fields(owner: Owner | None) -> dict[str, Any]:
@@ -36,7 +43,11 @@ def owner_fields(owner: Owner | None) -> dict[str, Any]:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """`started` is trio's time in seconds. `address` is the one dialled, once there is one."""
+    """`started` is trio's time in seconds. `address` is the one dialled, once there is one.
+
+    `policy` is the one that `decision` was made by. `noted` is what report mode let pass. `cut`,
+    where there is one, ends the flow at once; `cut_short` says that it is to end before it has one.
+    """
 
     id: int
     target: HostPort
@@ -44,8 +55,12 @@ class Flow:
     started: float
     owner: Owner | None
     decision: Decision
-    reported: bool = False
+    policy: Policy
+    entry: str = "explicit"
+    noted: Refusal | None = None
     address: str | None = None
+    cut: Callable[[Ended], None] | None = None
+    cut_short: Ended | None = None
 
     def fields(self) -> dict[str, Any]:
         """What all lines of this flow have in common."""
@@ -55,7 +70,7 @@ class Flow:
             "port": self.target.port,
             "address": self.address,
             "protocol": self.protocol,
-            "entry": "explicit",
+            "entry": self.entry,
             **owner_fields(self.owner),
         }
 
@@ -77,10 +92,10 @@ class Flow:
         fields["action"] = "allow"
         fields["rule"] = decision.rule
         fields["said_by"] = "policy"
-        if self.reported:
-            fields["reason"] = decision.reason
-            fields["detail"] = f"would be refused: {decision.detail}"
-            fields["remedy"] = decision.remedy or None
+        if self.noted is not None:
+            fields["reason"] = self.noted.reason
+            fields["detail"] = f"would be refused: {self.noted.detail}"
+            fields["remedy"] = self.noted.remedy or None
         return fields
 
     def closed(self, now: float, ended: Ended) -> dict[str, Any]:
@@ -93,4 +108,6 @@ class Flow:
             "reason": ended.reason,
             "said_by": ended.said_by,
             "detail": ended.detail,
+            "action": ended.action,
+            "remedy": ended.remedy,
         }

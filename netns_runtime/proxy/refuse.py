@@ -24,6 +24,12 @@ PROXY_NAME: Final = "netns-runtime"
 TABLE: Final[dict[str, tuple[int, str]]] = {
     "http_request_denied": (403, "policy"),
     "destination_ip_prohibited": (403, "policy"),
+    "sni_mismatch": (403, "policy"),
+    "sni_missing": (403, "policy"),
+    "host_mismatch": (403, "policy"),
+    "ech_unverifiable": (403, "policy"),
+    "http_unverifiable": (403, "policy"),
+    "client_tls_error": (403, "policy"),
     "http_request_error": (400, "proxy"),
     "connection_limit_reached": (503, "proxy"),
     "proxy_internal_error": (500, "proxy"),
@@ -39,6 +45,10 @@ TABLE: Final[dict[str, tuple[int, str]]] = {
     "http_response_incomplete": (502, "upstream"),
     "http_upgrade_failed": (502, "upstream"),
 }
+# Our own names, which Proxy-Status tells as RFC 9209's for what policy refuses.
+_OURS: Final = frozenset(
+    reason for reason in TABLE if reason.endswith(("_mismatch", "_missing", "_unverifiable"))
+) | {"client_tls_error"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +70,7 @@ class Refusal:
 
     def __post_init__(self) -> None:
         if self.reason not in TABLE:
-            raise ValueError(f"RFC 9209 has no error {self.reason!r}")
+            raise ValueError(f"no refusal has the reason {self.reason!r}")
 
     @property
     def status(self) -> int:
@@ -95,7 +105,8 @@ def quoted(text: str) -> str:
 
 def proxy_status_of(refusal: Refusal) -> str:
     """The value of Proxy-Status."""
-    parts = [PROXY_NAME, f"error={refusal.reason}"]
+    reason = "http_request_denied" if refusal.reason in _OURS else refusal.reason
+    parts = [PROXY_NAME, f"error={reason}"]
     parts += (f"{key}={quoted(value)}" for key, value in refusal.params)
     if refusal.detail:
         parts.append(f"details={quoted(refusal.detail[:512])}")

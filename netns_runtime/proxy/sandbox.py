@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -17,6 +17,7 @@ from netns_runtime.audit import AuditError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from ipaddress import IPv4Address, IPv6Address
 
     from netns_runtime.audit import AuditLog
     from netns_runtime.config import ProxyConfig
@@ -25,8 +26,23 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.relay import Relay
     from netns_runtime.proxy.resolve import Resolver
 
-DEADLINES = {"head": 30.0, "keepalive": 300.0, "connect": 30.0, "dns": 5.0, "exe": 0.25}
-"""Seconds; `ProxyConfig.timeouts` overrides by name. An open tunnel has no deadline."""
+    IPAddress = IPv4Address | IPv6Address
+
+DEADLINES = {
+    "head": 30.0,
+    "keepalive": 300.0,
+    "connect": 30.0,
+    "dns": 10.0,
+    "exe": 0.25,
+    "identify": 0.5,
+    "refuse": 0.3,
+    "hold": 0.5,
+}
+"""Seconds; `ProxyConfig.timeouts` overrides by name. An open tunnel has no deadline.
+
+identify: for a redirected client's first bytes before it is dialled without them. refuse: for those
+of one that is refused, to answer in kind. hold: for bytes that may become an HTTP request.
+"""
 
 EXE_TTL = 60.0
 EXE_NAMES = 1024
@@ -35,8 +51,16 @@ EXE_NAMES = 1024
 class OwnerSource(Protocol):
     """Who sent the SYN from this address and port of the sandbox."""
 
-    def owner_of(self, ip: str, port: int) -> Owner | None:
-        """None where the kernel recorded nobody."""
+    def owner_of(self, ip: str, port: int, *destination: Any) -> Owner | None:
+        """None where the kernel recorded nobody. `destination` is an address and a port, and the
+        explicit proxy's where it is not given."""
+
+
+class NameSource(Protocol):
+    """Which name a virtual address stands for (`proxy.names.VirtualNames`)."""
+
+    def name_of(self, address: IPAddress, /) -> str | None:
+        """None where it stands for nobody."""
 
 
 class ExeSource(Protocol):
@@ -48,7 +72,8 @@ class ExeSource(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Sandbox:
-    """`report` takes one line about a bug of ours; `connections` counts what clients hold open."""
+    """`report` takes one line about a bug of ours; `connections` counts what clients hold open,
+    `refusing` those that are only waited for to be refused in kind. `nursery` is `serve`'s."""
 
     config: ProxyConfig
     audit: AuditLog
@@ -57,7 +82,10 @@ class Sandbox:
     owners: OwnerSource | None = None
     exe_of: ExeSource | None = None
     report: Callable[[str], None] = lambda line: None
+    names: NameSource | None = None
+    nursery: trio.Nursery | None = None
     connections: int = 0
+    refusing: int = 0
     flows: dict[int, Flow] = field(default_factory=dict)
     ids: Iterator[int] = field(default_factory=lambda: count(1))
     _exes: OrderedDict[tuple[int, int], tuple[float, str]] = field(default_factory=OrderedDict)
@@ -66,14 +94,14 @@ class Sandbox:
         """Seconds that the step `name` may take."""
         return self.config.timeouts.get(name, DEADLINES[name])
 
-    async def owner_of(self, ip: str, port: int) -> Owner | None:
+    async def owner_of(self, ip: str, port: int, *destination: Any) -> Owner | None:
         """The process behind a client's address, its executable named where that is known in time.
 
         A path is remembered for EXE_TTL seconds only: an inode's number can be used again.
         """
         if self.owners is None:
             return None
-        owner = self.owners.owner_of(ip, port)
+        owner = self.owners.owner_of(ip, port, *destination)
         if owner is None or owner.exe is not None or not owner.exe_inode or self.exe_of is None:
             return owner
         key = (owner.exe_device, owner.exe_inode)
@@ -89,6 +117,11 @@ class Sandbox:
         while len(self._exes) > EXE_NAMES:
             self._exes.popitem(last=False)
         return replace(owner, exe=path)
+
+    def start(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run a task as long as the sandbox is served."""
+        assert self.nursery is not None
+        self.nursery.start_soon(task, *arguments)
 
     def close_flow(self, flow: Flow, ended: Ended) -> None:
         """Write `flow.closed`. A line that cannot be written any more is reported, once a flow."""

@@ -21,7 +21,9 @@ def contents(path: Path) -> dict[str, str]:
 def test_names_are_asked_of_files_and_the_policy_resolver_alone(tmp_path: Path) -> None:
     host = tmp_path / "nsswitch.conf"
     host.write_text(
-        "passwd: files systemd\nhosts: mymachines resolve [!UNAVAIL=return] files dns\nnetworks: files\n",
+        "passwd: files systemd\n"
+        "hosts: mymachines resolve [!UNAVAIL=return] files dns\n"
+        "networks: files\n",
         encoding="ascii",
     )
     found = contents(host)
