@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from netns_runtime.firewall.ruleset import Listed
 
 
-CARRIES = False
-"""Whether this version's proxy serves names and redirected flows."""
-
-
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """`fd` is borrowed. `redirect` says whether clients that ignore the proxy are carried."""
@@ -55,11 +51,7 @@ class Gateway:
             with ExitStack() as unless_done:
                 made = [("explicit", explicit_socket())]
                 unless_done.callback(made[0][1].close)
-                for name, sock in (
-                    ()
-                    if not CARRIES
-                    else zip(("dns_udp", "dns_tcp"), resolver_sockets(), strict=True)
-                ):
+                for name, sock in zip(("dns_udp", "dns_tcp"), resolver_sockets(), strict=True):
                     made.append((name, sock))
                     unless_done.callback(sock.close)
                 if self.redirect:

@@ -22,7 +22,7 @@ from netns_runtime.control import listening
 from netns_runtime.entering import enter_plan
 from netns_runtime.errors import StepError
 from netns_runtime.events import timestamp
-from netns_runtime.gateway import CARRIES, Gateway
+from netns_runtime.gateway import Gateway
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
 from netns_runtime.request import addresses_of_uplink
@@ -71,7 +71,7 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     child = launch_child(enter_plan(request, str(cgroups.unified)), sandbox_fd, cgroups)
     stack.callback(child.close)
     apply_links(link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox_fd, gateway_fd=gateway_fd)
-    gateway = Gateway(gateway_fd, spec.redirect and CARRIES)
+    gateway = Gateway(gateway_fd, spec.redirect)
     gateway.load(request.policy.listed)
     guard = _guard(request, cookie, cgroups.unified, stack)
     if guard.lost and spec.verbose:
@@ -117,7 +117,7 @@ def _guard(request: Request, cookie: int, own: Path, stack: ExitStack) -> Guard:
         probe: Probe = _open_probe(request)
         stack.callback(probe.close)
         registration = probe.register(
-            cookie, own, redirect=request.spec.redirect and CARRIES, listed=request.policy.listed
+            cookie, own, redirect=request.spec.redirect, listed=request.policy.listed
         )
     except ProbeUnavailable as error:
         if request.spec.verbose and error.details:

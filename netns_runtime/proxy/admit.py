@@ -3,7 +3,8 @@
 `begin` decides and waits for nothing; `open_flow` does the rest and gives a connected socket or a
 `Refusal`; `hand_over` gives both sockets to the relay; `answer`, `alert`, `reset` and `malformed`
 end a connection with what its client understands. `looked_after` is the seam that catches a bug of
-ours, which ends its flow alone. `flow.decided` is written before anything is dialled: no record, no egress.
+ours, which ends its flow alone. `flow.decided` is written before anything is dialled: no record, no
+egress.
 """
 
 from __future__ import annotations
@@ -68,6 +69,12 @@ class Client:
         self.reader = HeadReader()
         self.past_limit = past_limit
         self.handed_over = False
+
+    def again(self) -> Client:
+        """The same connection, taken back from the relay."""
+        client = Client(self.sock, self.address, entry=self.entry)
+        client.target, client.owner = self.target, self.owner
+        return client
 
 
 async def looked_after(

@@ -4,8 +4,11 @@ The first message is a pickled `ProxyConfig` with its descriptors: the superviso
 us. From then on both sides send JSON objects with a `kind`:
 
     proxy → supervisor   ready · report (line) · exe (id, pid, inode, device) ·
-                         flows (id, flows, more)
-    supervisor → proxy   stop · exe (id, path) · flows (id)
+                         owner (id, protocol, port) · flows (id, flows, more) · policy (closed) or
+                         policy (error)
+    supervisor → proxy   stop · exe (id, path) · owner (id, pid, comm, exe) · flows (id) ·
+                         policy, and with it the descriptor of a file (memfd) that holds a pickled
+                         `Policy`
 
 `serve` returns at stop or at the supervisor's end.
 """
@@ -13,6 +16,7 @@ us. From then on both sides send JSON objects with a `kind`:
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import socket
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +25,8 @@ import trio
 
 from netns_runtime.config import ProxyConfig
 from netns_runtime.errors import StepError
+from netns_runtime.owner import Owner
+from netns_runtime.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
 MESSAGE: Final = 1 << 20
 DESCRIPTORS: Final = 16
 FLOWS_PER_MESSAGE: Final = 100
+POLICY_LIMIT: Final = 64 << 20
 
 
 def receive_config(control: socket.socket) -> tuple[ProxyConfig, dict[str, list[int]]] | None:
@@ -52,7 +59,7 @@ class Control:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._asked: dict[int, tuple[trio.Event, list[str | None]]] = {}
+        self._asked: dict[int, tuple[trio.Event, list[dict[str, Any]]]] = {}
         self._id = 0
 
     def report(self, line: str) -> None:
@@ -69,11 +76,24 @@ class Control:
 
     async def exe_of(self, pid: int, inode: int, device: int) -> str | None:
         """Ask for an executable's path; waits as long as its caller lets it."""
-        self._id += 1
-        number, event, answer = self._id, trio.Event(), list[str | None]()
-        message = {"kind": "exe", "id": number, "pid": pid, "inode": inode, "device": device}
-        if not self.say(message):
+        answer = await self._ask({"kind": "exe", "pid": pid, "inode": inode, "device": device})
+        path = answer.get("path")
+        return path if isinstance(path, str) else None
+
+    async def owner_of(self, protocol: str, port: int) -> Owner | None:
+        """Ask who in the sandbox has the local `port`; `protocol` is "udp" or "tcp"."""
+        answer = await self._ask({"kind": "owner", "protocol": protocol, "port": port})
+        pid, comm, exe = answer.get("pid"), answer.get("comm"), answer.get("exe")
+        if not isinstance(pid, int) or not isinstance(comm, str):
             return None
+        return Owner(pid, comm, exe=exe if isinstance(exe, str) else None)
+
+    async def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one question; empty where the supervisor cannot be asked."""
+        self._id += 1
+        number, event, answer = self._id, trio.Event(), list[dict[str, Any]]()
+        if not self.say(message | {"id": number}):
+            return {}
         self._asked[number] = (event, answer)
         try:
             await event.wait()
@@ -81,28 +101,41 @@ class Control:
             del self._asked[number]
         return answer[0]
 
-    async def serve(self, flows: Callable[[], Sequence[dict[str, Any]]]) -> None:
-        """Read until told to stop or until the supervisor has ended."""
+    async def serve(
+        self,
+        flows: Callable[[], Sequence[dict[str, Any]]],
+        swap: Callable[[Policy], int] | None = None,
+    ) -> None:
+        """Read until told to stop or until the supervisor has ended. `swap` takes a new policy and
+        gives the number of flows that it ended."""
         while True:
             await trio.lowlevel.wait_readable(self._sock)
             try:
-                data = self._sock.recv(MESSAGE)
+                data, fds, _, _ = socket.recv_fds(
+                    self._sock, MESSAGE, DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 continue
             except OSError:
                 return
-            if not data:
-                return
-            message = json.loads(data)
-            kind = message.get("kind")
-            if kind == "stop":
-                return
-            if kind == "exe" and message.get("id") in self._asked:
-                event, answer = self._asked[message["id"]]
-                answer.append(message.get("path"))
-                event.set()
-            elif kind == "flows":
-                await self._tell_flows(message.get("id"), flows())
+            try:
+                if not data:
+                    return
+                message = json.loads(data)
+                kind = message.get("kind")
+                if kind == "stop":
+                    return
+                if kind in {"exe", "owner"} and message.get("id") in self._asked:
+                    event, answer = self._asked[message["id"]]
+                    answer.append(message)
+                    event.set()
+                elif kind == "flows":
+                    await self._tell_flows(message.get("id"), flows())
+                elif kind == "policy" and swap is not None:
+                    self.say({"kind": "policy"} | _swapped(fds, swap))
+            finally:
+                for fd in fds:
+                    os.close(fd)
 
     async def _tell_flows(self, number: object, flows: Sequence[dict[str, Any]]) -> None:
         for first in range(0, max(len(flows), 1), FLOWS_PER_MESSAGE):
@@ -117,3 +150,21 @@ class Control:
                     await trio.lowlevel.wait_writable(self._sock)
                 if scope.cancelled_caught:
                     return
+
+
+def _swapped(fds: Sequence[int], swap: Callable[[Policy], int]) -> dict[str, Any]:
+    """Put the policy of a descriptor in force. A damaged one changes nothing."""
+    if len(fds) != 1:
+        return {"error": f"one descriptor expected, {len(fds)} came"}
+    try:
+        size = os.fstat(fds[0]).st_size
+        if not 0 < size <= POLICY_LIMIT:
+            return {"error": f"a policy of {size} bytes"}
+        with open(os.dup(fds[0]), "rb") as file:
+            file.seek(0)
+            policy = pickle.load(file)
+    except Exception as error:  # unpickling raises what it likes, and the flows must go on
+        return {"error": f"the policy arrived damaged: {type(error).__name__}: {error}"[:1000]}
+    if not isinstance(policy, Policy):
+        return {"error": "what arrived is no policy"}
+    return {"closed": swap(policy)}

@@ -9,7 +9,7 @@ the number of their queries; so the lines add up to everything that was refused.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -90,7 +90,7 @@ class RefusedNames:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._tokens = float(BURST)
         self._filled: float | None = None
-        self._nameless = 0
+        self._nameless: Counter[str] = Counter()
         self._complained = False
 
     def note(self, refused: Refused) -> bool:
@@ -101,7 +101,7 @@ class RefusedNames:
             self._entries.move_to_end(refused.name)
             return False
         if not self._take_token():
-            self._nameless += 1
+            self._nameless[refused.reason] += 1
             return False
         entry = _Entry(refused, self._clock() + FIRST_REPEAT)
         entry.ask(refused.kind)
@@ -126,15 +126,14 @@ class RefusedNames:
                 entry.due = now + entry.wait
             else:
                 del self._entries[name]
-        if self._nameless:
+        for reason, count in self._nameless.items():
             self._write(
                 action="refuse",
-                reason="name_not_allowed",
-                said_by="policy",
-                count=self._nameless,
+                reason=reason,
+                count=count,
                 detail="more names were refused than are told one by one",
             )
-            self._nameless = 0
+        self._nameless.clear()
 
     def _tell_rest(self, entry: _Entry) -> None:
         if entry.untold:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 RCODE_OF_REFUSED: Final = dns.NXDOMAIN
 
 CACHE: Final = 2048
-CACHEABLE: Final = 512
-"""Queries and answers kept as bytes: so many, up to this size."""
+CACHEABLE: Final = dns.UDP_MINIMUM
+"""Queries and answers kept as bytes: so many, up to a size that any transport takes."""
 _REPORTED: Final = "**"
 
 
@@ -128,7 +128,7 @@ class Resolver53:
             self.report(f"dns: {type(error).__name__}: {error}")
             return Reply(dns.bare_answer(data, dns.SERVFAIL)[2:])
         reply = Reply(wire[2:], refused)
-        if len(data) <= CACHEABLE and len(wire) <= CACHEABLE:
+        if len(data) <= CACHEABLE and len(wire) <= CACHEABLE and not dns.is_truncated(wire):
             if len(self._cache) >= CACHE:
                 self._cache.clear()
             self._cache[key] = reply

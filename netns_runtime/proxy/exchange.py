@@ -1,9 +1,10 @@
-"""Absolute-form HTTP/1.1: one request of a client, its upstream, and the response.
+"""HTTP/1.1: one request of a client, its upstream, and the response.
 
-Every request is decided anew, whatever the one before was allowed. h11 frames both sides, so
-nothing passes that it did not understand; hop-by-hop headers end here. An upstream connection is
-kept for the next request to the same target. `exchange` returns whether the client's connection
-can carry another request; a WebSocket's 101 gives both sockets to the relay.
+On the explicit port a request is in absolute form; inside a connection to one host it must name
+that host. Every request is decided anew, whatever the one before was allowed. h11 frames both
+sides, so nothing passes that it did not understand; hop-by-hop headers end here. An upstream
+connection is kept for the next request to the same target. `exchange` returns whether the client's
+connection can carry another request; a WebSocket's 101 gives both sockets to the relay.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from netns_runtime.proxy.admit import (
     record,
 )
 from netns_runtime.proxy.flow import Ended
+from netns_runtime.proxy.identify import fault_of_host
 from netns_runtime.proxy.peer import RESET, Peer
 from netns_runtime.proxy.refuse import Refusal, response_of
 from netns_runtime.proxy.upstream import Upstream, Upstreams, end
@@ -38,6 +40,7 @@ from netns_runtime.wire.forward import (
     end_to_end,
     request_headers,
     split_absolute,
+    split_origin,
 )
 from netns_runtime.wire.head import HEAD_LIMIT
 
@@ -62,8 +65,11 @@ async def exchange(
 ) -> bool:
     """Serve one request whose head was read. Whether the client may send another."""
     try:
-        absolute = split_absolute(head)
-        target = parse_authority(absolute.authority, DEFAULT_PORTS[absolute.scheme])
+        if client.target is None:
+            absolute = split_absolute(head)
+            target = parse_authority(absolute.authority, DEFAULT_PORTS[absolute.scheme])
+        else:
+            absolute, target = split_origin(head), client.target
     except ProtocolError as error:
         await malformed(sandbox, client, error)
         return False
@@ -73,6 +79,10 @@ async def exchange(
     while True:
         flow, refusal = begin(sandbox, client, target, "http")
         request = _Request(sandbox, client, head, absolute, flow)
+        if refusal is None and client.target is not None:
+            refusal = fault_of_host(flow, head, absolute)
+            if refusal is not None and sandbox.config.report and head.method != "CONNECT":
+                flow.noted, refusal = refusal, None
         if refusal is not None:
             return await request.refuse(record(sandbox, flow, refusal) or refusal)
         upstream = upstreams.take(target)
@@ -89,6 +99,7 @@ async def exchange(
             if isinstance(opened, Refusal):
                 return await request.refuse(opened)
             upstream = Upstream(flow, opened.sock, Peer(opened.sock))
+        upstreams.may_be_cut(upstream)
         keep = await request.carry(upstreams, upstream)
         if not request.stale:
             return keep
@@ -161,18 +172,21 @@ class _Request:
         try:
             self.down.receive_data(self.head.raw + self.client.reader.rest())
             self.down.next_event()
-            await self._send_head(upstream)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._request_up, upstream)
-                switched = await self._response_down(upstream)
-                nursery.cancel_scope.cancel()
-            if switched:
+            with trio.CancelScope() as upstream.scope:
+                await self._send_head(upstream)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._request_up, upstream)
+                    switched = await self._response_down(upstream)
+                    nursery.cancel_scope.cancel()
+            if upstream.ended is not None:
+                pass
+            elif switched:
                 owned = False
                 self._switch(upstream)
                 return False
-            if self._reusable(self.up):
+            elif self._reusable(self.up):
                 upstream.used = True
-                upstreams.kept = upstream
+                upstreams.keep(upstream)
                 owned = False
         except* (_UpstreamFailed, h11.LocalProtocolError) as group:
             refusal = self._failure_of(_first(group))
@@ -182,8 +196,14 @@ class _Request:
             what = str(_first(group))
             went = Ended(reason="connection_terminated", said_by="sandbox", detail=what)
         finally:
-            if owned:
+            upstream.scope = None
+            if owned and upstream.ended is not None:
+                end(sandbox, upstream, upstream.ended)
+            elif owned:
                 end(sandbox, upstream, ended_by(refusal) if refusal else went or Ended())
+        if upstream.ended is not None:
+            why = upstream.ended.detail or ""
+            return await self._give_up(Refusal("http_request_denied", why))
         if went is not None:
             return False
         if refusal is not None:

@@ -1,9 +1,8 @@
 """One client of the explicit proxy, from accept to end.
 
 Reads a request head, decides, and either makes a tunnel of the connection (CONNECT; the relay owns
-it from then on) or exchanges one request after another (`proxy.exchange`). It ends when the client
-does, when its request cannot be understood, or when a deadline for its head passes. A bug of ours
-ends this flow alone: `serve_client` is the one seam that catches it, and says so.
+it from then on, with a guard before the client's first bytes) or exchanges one request after
+another (`proxy.requests`). `accept_clients` accepts for the redirected flows too.
 """
 
 from __future__ import annotations
@@ -14,14 +13,25 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from netns_runtime.address import AddressError, parse_authority
-from netns_runtime.proxy.admit import Client, answer, begin, hand_over, malformed, open_flow, record
-from netns_runtime.proxy.exchange import exchange
+from netns_runtime.proxy.admit import (
+    Client,
+    answer,
+    begin,
+    hand_over,
+    looked_after,
+    malformed,
+    open_flow,
+    record,
+)
+from netns_runtime.proxy.guard import Guard
 from netns_runtime.proxy.refuse import Refusal
+from netns_runtime.proxy.requests import serve_requests
 from netns_runtime.proxy.upstream import Upstreams
-from netns_runtime.wire import NEED_DATA, ProtocolError
+from netns_runtime.wire import ProtocolError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from netns_runtime.proxy.sandbox import Sandbox
     from netns_runtime.wire.head import RequestHead
@@ -39,93 +49,17 @@ async def serve_client(sandbox: Sandbox, sock: socket.socket, address: tuple[str
         return
     client = Client(sock, address, past_limit=sandbox.connections >= limit)
     sandbox.connections += 1
-    try:
-        await _serve(sandbox, client)
-    except OSError:
-        pass  # the client went away; its flow, if it had one, says so itself
-    except Exception as error:
-        sandbox.report(f"a flow of {address[0]}:{address[1]} crashed: {_crash_of(error)}")
-    finally:
-        if not client.handed_over:
-            sandbox.connections -= 1
-            sock.close()
-
-
-def _crash_of(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    line = f" at {where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where else ""
-    return f"{type(error).__name__}{line}: {error}"
+    await looked_after(sandbox, client, _serve)
 
 
 async def _serve(sandbox: Sandbox, client: Client) -> None:
-    ip, port = client.address
     if sandbox.owners is not None:
-        client.owner = await sandbox.owner_of(ip, port)
-    upstreams = Upstreams(sandbox)
-    step = "head"
-    try:
-        while True:
-            try:
-                head = await _next_head(sandbox, client, step)
-            except ProtocolError as error:
-                await malformed(sandbox, client, error)
-                return
-            if head is None:
-                return
-            if client.past_limit:
-                await answer(client, _past_limit(sandbox), head)
-                return
-            if head.method == "CONNECT":
-                await _connect(sandbox, client, head)
-                return
-            if not await exchange(sandbox, client, upstreams, head):
-                return
-            step = "keepalive"
-    finally:
-        upstreams.close()
+        client.owner = await sandbox.owner_of(*client.address)
+    await serve_requests(sandbox, client, Upstreams(sandbox), _connect)
 
 
-async def _next_head(sandbox: Sandbox, client: Client, step: str) -> RequestHead | None:
-    """The next request head; None where the client ended or stayed silent before it began."""
-    reader = client.reader
-    head = reader.next()
-    if head is not NEED_DATA:
-        return head
-    try:
-        data = client.sock.recv(4096)
-    except BlockingIOError:
-        data = b""
-    else:
-        if not data:
-            return None
-        reader.feed(data)
-        head = reader.next()
-        if head is not NEED_DATA:
-            return head
-    with trio.move_on_after(sandbox.deadline(step if not reader else "head")):
-        while True:
-            begun = bool(reader)
-            data = await client.peer.receive()
-            if not data:
-                if begun:
-                    raise ProtocolError("the request head ends before its empty line")
-                return None
-            reader.feed(data)
-            head = reader.next()
-            if head is not NEED_DATA:
-                return head
-            if step == "keepalive" and not begun:
-                return await _next_head(sandbox, client, "head")
-    if reader or step == "head":
-        raise ProtocolError("no request head came in time", status=408)
-    return None
-
-
-def _past_limit(sandbox: Sandbox) -> Refusal:
+def past_limit(sandbox: Sandbox) -> Refusal:
+    """What a client is told past the limit of flows."""
     flows = sandbox.config.limits.flows
     return Refusal(
         "connection_limit_reached",
@@ -134,21 +68,30 @@ def _past_limit(sandbox: Sandbox) -> Refusal:
     )
 
 
-async def _connect(sandbox: Sandbox, client: Client, head: RequestHead) -> None:
+async def _connect(sandbox: Sandbox, client: Client, head: RequestHead) -> bool:
+    """Make a tunnel, where that is what the request asks for. Whether there is nothing more."""
+    if client.past_limit:
+        await answer(client, past_limit(sandbox), head)
+        return True
+    if head.method != "CONNECT":
+        return False
     try:
         target = parse_authority(head.target, None)
     except AddressError as error:
         await malformed(sandbox, client, ProtocolError(f"CONNECT takes host:port: {error}"))
-        return
+        return True
     flow, refusal = begin(sandbox, client, target, "connect")
     if refusal is not None:
         await answer(client, record(sandbox, flow, refusal) or refusal, head)
-        return
+        return True
     outcome = await open_flow(sandbox, client, flow)
     if isinstance(outcome, Refusal):
         await answer(client, outcome, head)
-        return
-    hand_over(sandbox, client, flow, outcome.sock, to_client=ESTABLISHED)
+        return True
+    client.target = target
+    guard = Guard(sandbox, client, flow)
+    hand_over(sandbox, client, flow, outcome.sock, to_client=ESTABLISHED, guard=guard)
+    return True
 
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -162,7 +105,12 @@ _OF_ONE_CLIENT: Final = frozenset(
 ACCEPTS: Final = 32
 
 
-async def accept_clients(sandbox: Sandbox, listener: socket.socket, nursery: trio.Nursery) -> None:
+async def accept_clients(
+    sandbox: Sandbox,
+    listener: socket.socket,
+    nursery: trio.Nursery,
+    serve: Callable[[Sandbox, socket.socket, tuple[str, int]], Awaitable[None]] = serve_client,
+) -> None:
     """Accept until cancelled. Out of descriptors or memory, wait a little, as trio's own does."""
     fd = listener.fileno()
     accept, start = listener.accept, nursery.start_soon
@@ -181,4 +129,4 @@ async def accept_clients(sandbox: Sandbox, listener: socket.socket, nursery: tri
                     raise
                 break
             sock.setblocking(False)
-            start(serve_client, sandbox, sock, address[:2])
+            start(serve, sandbox, sock, address[:2])

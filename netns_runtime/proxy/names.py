@@ -31,6 +31,7 @@ _BLOCKS: Final = layout.VIRTUAL_IPV4.num_addresses // 256
 POOL: Final = _BLOCKS * _PER_BLOCK
 _IPV4_BASE: Final = int(layout.VIRTUAL_IPV4.network_address)
 _IPV6_BASE: Final = int(layout.VIRTUAL_IPV6.network_address)
+_NIBBLES: Final = frozenset("0123456789abcdef")
 
 GATEWAY_NAME: Final = "gateway.netns-runtime.internal"
 SANDBOX_NAME: Final = "sandbox.netns-runtime.internal"
@@ -103,7 +104,7 @@ def reversed_address(name: str) -> IPv4Address | IPv6Address | None:
     try:
         if labels[:2] == ["arpa", "in-addr"]:
             return IPv4Address(".".join(labels[2:]))
-        if labels[:2] == ["arpa", "ip6"] and len(labels) == 34 and {*map(len, labels[2:])} == {1}:
+        if labels[:2] == ["arpa", "ip6"] and len(labels) == 34 and _NIBBLES.issuperset(labels[2:]):
             return IPv6Address(int("".join(labels[2:]), 16))
     except ValueError:
         return None

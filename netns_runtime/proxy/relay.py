@@ -32,6 +32,7 @@ import os
 import select
 import socket
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -117,8 +118,8 @@ class Relay:
             self._hold(down, to_client)
             down.moved = -len(to_client)
             self._follow(down, 0, read=False)
-        if guard is not None and tunnel.closed:
-            up.guard = guard
+        up.guard = guard
+        if guard is not None and (to_upstream or guard.holds) and tunnel.closed:
             self._judged(up, partial(guard.feed, to_upstream))
         elif to_upstream and tunnel.closed:
             self._hold(up, to_upstream)
@@ -130,7 +131,11 @@ class Relay:
         for sock in (tunnel.client, tunnel.upstream):
             if tunnel.closed:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self._end(tunnel, ended.reason, ended.said_by, ended.detail)
+        closed = tunnel.closed
+        if closed is not None:
+            up, down = tunnel.bytes_out, max(tunnel.bytes_in, 0)
+            tunnel.closed = lambda _: closed(replace(ended, bytes_out=up, bytes_in=down))
+            self._end(tunnel, None, None, None)
 
     async def run(self) -> None:
         """Serve until cancelled; the sockets of open tunnels stay as they are."""
@@ -249,7 +254,9 @@ class Relay:
         """Read what the client sends for its guard to judge, and do as the guard says."""
         if (way.pending is not None and not self._flush(way)) or not read:
             return
-        while way.guard is guard and way.pending is None:
+        for _ in range(TURN):
+            if way.guard is not guard or way.pending is not None:
+                break
             try:
                 data = way.src.recv(SMALL_CHUNK)
             except BlockingIOError:
@@ -257,8 +264,10 @@ class Relay:
             self._obey(way, guard, guard.feed(data) if data else guard.end())
             if not way.tunnel.closed:
                 return
-        if way.guard is None:
+        else:
             self._again.append((way, _UNSURE))
+        if way.guard is None:
+            self._move(way, _UNSURE, read)
 
     def _obey(self, way: Way, guard: Guard, verdict: Verdict) -> None:
         if verdict is Verdict.HOLD:
@@ -282,8 +291,6 @@ class Relay:
             self._obey(way, guard, ask())
         except Exception as error:
             self._blame(way, error)
-        if way.tunnel.closed:
-            self._again.append((way, _UNSURE))
 
     def _ask_again(self) -> None:
         """Ask the guards whose bytes have waited long enough."""

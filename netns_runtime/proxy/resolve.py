@@ -116,7 +116,8 @@ def _getaddrinfo(host: str) -> list[tuple[object, object, object, object, tuple[
 class NameServers:
     """DNS servers asked in turn: A and AAAA at once, one cache for both."""
 
-    ATTEMPT: Final = 1.5
+    # A busy server's late answer is worth more than one more question to it.
+    ATTEMPTS: Final = (1.5, 3.0, 5.0)
 
     def __init__(self, servers: Sequence[tuple[str, int]]) -> None:
         if not servers:
@@ -158,9 +159,9 @@ class NameServers:
         from netns_runtime.proxy.dnsclient import exchange
 
         failed = ResolveError("dns_timeout", "no DNS server answered")
-        for _ in range(3):
+        for seconds in self.ATTEMPTS:
             for server in self._servers:
-                with trio.move_on_after(self.ATTEMPT):
+                with trio.move_on_after(seconds):
                     try:
                         return await exchange(server, host, kind)
                     except ResolveError as error:

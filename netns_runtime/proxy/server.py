@@ -24,13 +24,16 @@ from netns_runtime.audit import AuditLog
 from netns_runtime.proxy import privileges
 from netns_runtime.proxy.control import Control, receive_config
 from netns_runtime.proxy.explicit import accept_clients
+from netns_runtime.proxy.names import VirtualNames
 from netns_runtime.proxy.peer import tune
+from netns_runtime.proxy.redirected import serve_redirected
 from netns_runtime.proxy.relay import Relay
+from netns_runtime.proxy.reload import swap_policy
 from netns_runtime.proxy.resolve import NameServers, Resolver, SystemResolver
 from netns_runtime.proxy.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from netns_runtime.config import ProxyConfig
     from netns_runtime.proxy.sandbox import OwnerSource
@@ -64,12 +67,29 @@ def flows_of(sandbox: Sandbox) -> list[dict[str, Any]]:
 
 
 async def serve(
-    sandbox: Sandbox, listeners: Sequence[socket.socket], control: Control | None = None
+    sandbox: Sandbox,
+    listeners: Sequence[socket.socket],
+    control: Control | None = None,
+    *,
+    transparent: Sequence[socket.socket] = (),
+    dns: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Serve one sandbox. Without a control socket, until cancelled. Listeners are borrowed."""
+    """Serve one sandbox. Without a control socket, until cancelled. Listeners are borrowed.
+
+    An accepted socket of `transparent` has the original destination for its own address. `dns`
+    serves policy DNS until it is cancelled.
+    """
     try:
         async with trio.open_nursery() as nursery:
+            sandbox.nursery = nursery
             nursery.start_soon(sandbox.relay.run)
+            if dns is not None:
+                nursery.start_soon(dns)
+            for listener in transparent:
+                # A client may wait for its server to speak first: nothing is deferred.
+                listener.setblocking(False)
+                tune(listener)
+                nursery.start_soon(accept_clients, sandbox, listener, nursery, serve_redirected)
             for listener in listeners:
                 listener.setblocking(False)
                 tune(listener)
@@ -79,7 +99,7 @@ async def serve(
                 await trio.sleep_forever()
             else:
                 control.say({"kind": "ready"})
-                await control.serve(partial(flows_of, sandbox))
+                await control.serve(partial(flows_of, sandbox), partial(swap_policy, sandbox))
             nursery.cancel_scope.cancel()
     finally:
         sandbox.relay.close_all("connection_terminated", "sandbox", "the sandbox ended")
@@ -94,12 +114,34 @@ def _owners_of(config: ProxyConfig, fds: list[int]) -> OwnerSource | None:
     return OwnerTable(fds[0], config.cookie)
 
 
+def _dns_of(
+    sandbox: Sandbox,
+    control: Control,
+    names: VirtualNames,
+    udp: Sequence[socket.socket],
+    tcp: Sequence[socket.socket],
+) -> Callable[[], Awaitable[None]]:
+    from netns_runtime.proxy.dns import Resolver53, serve_dns
+
+    resolver = Resolver53(
+        names,
+        lambda: sandbox.config.policy,
+        sandbox.audit,
+        control.owner_of,
+        report_only=sandbox.config.report,
+        report=sandbox.report,
+    )
+    return partial(serve_dns, resolver, udp, tcp)
+
+
 def _import_the_rest(config: ProxyConfig) -> None:
     """Whatever Python imports at first use, now: afterwards nothing can be."""
     import_module("encodings.idna")
     idna.encode("bücher.test", uts46=True, std3_rules=True)
     if not config.use_system_resolver:
         import_module("netns_runtime.proxy.dnsclient")
+    if "dns_udp" in config.descriptors or "dns_tcp" in config.descriptors:
+        import_module("netns_runtime.proxy.dns")
 
 
 async def _run(
@@ -114,14 +156,17 @@ async def _run(
         resolver_of(config),
         relay,
         owners=owners,
+        names=(names := VirtualNames(config.limits.names)),
         exe_of=control.exe_of,
         report=control.report,
     )
     with ExitStack() as stack:
-        listeners = [
-            stack.enter_context(socket.socket(fileno=fd)) for fd in fds.get("explicit", [])
-        ]
-        await serve(sandbox, listeners, control)
+        explicit, transparent, udp, tcp = (
+            [stack.enter_context(socket.socket(fileno=fd)) for fd in fds.get(kind, [])]
+            for kind in ("explicit", "transparent", "dns_udp", "dns_tcp")
+        )
+        dns = _dns_of(sandbox, control, names, udp, tcp) if udp or tcp else None
+        await serve(sandbox, explicit, control, transparent=transparent, dns=dns)
 
 
 def main(control_fd: int) -> int:

@@ -32,6 +32,10 @@ class Verdict(enum.Enum):
 class Guard(Protocol):
     """Judges what the client of one tunnel sends first."""
 
+    @property
+    def holds(self) -> bool:
+        """Whether it holds bytes already."""
+
     def feed(self, data: bytes) -> Verdict:
         """Judge `data`, which the guard holds from now on."""
 

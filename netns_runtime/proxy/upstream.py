@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from netns_runtime.proxy.flow import Ended
 
 if TYPE_CHECKING:
+    import trio
+
     from netns_runtime.address import HostPort
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.peer import Peer
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Upstream:
-    """A connection to a target, kept from one request to the next."""
+    """A connection to a target, kept from one request to the next.
+
+    `scope` is that of the request it carries; `ended` says why that was cut.
+    """
 
     flow: Flow
     sock: socket.socket
@@ -30,6 +36,8 @@ class Upstream:
     bytes_in: int = 0
     used: bool = False
     fresh: int = 0
+    scope: trio.CancelScope | None = None
+    ended: Ended | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +57,23 @@ class Upstreams:
             return upstream
         self.close()
         return None
+
+    def keep(self, upstream: Upstream) -> None:
+        """Keep an upstream for the next request."""
+        self.kept = upstream
+        self.may_be_cut(upstream)
+
+    def may_be_cut(self, upstream: Upstream) -> None:
+        """Let the upstream's flow be cut, whether it is kept or carries a request."""
+        upstream.flow.cut = partial(self._cut, upstream)
+
+    def _cut(self, upstream: Upstream, ended: Ended) -> None:
+        if upstream.scope is not None:
+            upstream.ended = ended
+            upstream.scope.cancel()
+        elif self.kept is upstream:
+            self.kept = None
+            end(self.sandbox, upstream, ended)
 
     def close(self) -> None:
         """End what is kept."""

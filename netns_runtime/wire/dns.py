@@ -63,6 +63,7 @@ EDE_PROHIBITED: Final = 18
 
 _HEADER: Final = struct.Struct("!HHHHHH")
 _QR, _OPCODE, _RD = 0x8000, 0x7800, 0x0100
+_TC: Final = 0x02  # in the third byte
 _OPT_START: Final = b"\x00\x00\x29"  # the root's name and type 41
 # Space and below, and DEL: no name of a host has them, and every one of them is a trap to somebody
 # who prints, splits or ends a string with it.
@@ -198,6 +199,11 @@ def _rdata(kind: str, text: str) -> dns.rdata.Rdata:
 _SOA: Final = _rdata(
     "SOA", f"gateway.netns-runtime.internal. nobody.invalid. 1 3600 600 86400 {TTL}"
 )
+
+
+def is_truncated(message: bytes) -> bool:
+    """Whether TC is set."""
+    return bool(message[2] & _TC)
 
 
 def bare_answer(data: bytes, rcode: int) -> bytes:

@@ -81,6 +81,21 @@ def split_absolute(head: RequestHead) -> AbsoluteTarget:
     return AbsoluteTarget(scheme, authority, quote(path, safe=_ASCII))
 
 
+def split_origin(head: RequestHead) -> AbsoluteTarget:
+    """A request's target inside a connection that has one host: a path, or a whole URL of it.
+
+    `authority` is "" where the target names none. Raises ProtocolError.
+    """
+    if head.method == "CONNECT":
+        return AbsoluteTarget("http", head.target, "")
+    if not head.target.startswith("/") and head.target != "*":
+        return split_absolute(head)
+    path, mark, _ = head.target.partition("#")
+    if mark:
+        raise ProtocolError("a request target has no fragment")
+    return AbsoluteTarget("http", "", quote(path, safe=_ASCII))
+
+
 def wants_websocket(head: RequestHead) -> bool:
     """Whether the request asks to become a WebSocket; other upgrades are not passed on."""
     return b"upgrade" in head.words(b"connection") and head.words(b"upgrade") == {b"websocket"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,37 @@ class Names:
         if host not in self.table:
             raise ResolveError("dns_error", "no such name", "NXDOMAIN")
         return [ip_address(text) for text in self.table[host]]
+
+
+class Virtual:
+    """Which name stands behind which virtual address."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, str] = {"198.18.0.1": "up.test", "fd00:c8:0:1::1": "up.test"}
+
+    def name_of(self, address: Any, /) -> str | None:
+        return self.table.get(str(address))
+
+
+class _Accepted(socket.socket):
+    """Like a socket that TPROXY handed over: its own address is the original destination."""
+
+    original: tuple[str, int] = ("", 0)
+
+    def getsockname(self) -> Any:
+        return self.original
+
+
+class _Transparent(socket.socket):
+    """A listening socket on loopback whose connections were all meant for `destination`."""
+
+    destination: tuple[str, int] = ("198.18.0.1", 443)
+
+    def accept(self) -> Any:
+        sock, address = super().accept()
+        accepted = _Accepted(fileno=sock.detach())
+        accepted.original = self.destination
+        return accepted, address
 
 
 class BrokenAudit(AuditLog):
@@ -81,8 +113,10 @@ class Stage:
             self.names,
             Relay(crashed=lambda error: self.reports.append(repr(error))),
             report=self.reports.append,
+            names=Virtual(),
         )
         self.address = ("", 0)
+        self.transparent = _Transparent()
 
     def limit_flows(self, flows: int) -> None:
         self.sandbox.config = replace(self.sandbox.config, limits=Limits(flows=flows))
@@ -93,6 +127,30 @@ class Stage:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[trio.SocketStream]:
         async with await trio.open_tcp_stream(*self.address) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def redirected(
+        self, port: int, address: str = "198.18.0.1"
+    ) -> AsyncIterator[trio.SocketStream]:
+        """A client that ignores the proxy and connects to `address`, a virtual one of up.test."""
+        self.transparent.destination = (address, port)
+        where = socket.socket.getsockname(self.transparent)
+        async with await trio.open_tcp_stream(*where) as stream:
+            await trio.testing.wait_all_tasks_blocked()
+            yield stream
+
+    @asynccontextmanager
+    async def tunnel(
+        self, port: int, host: str = "up.test", early: bytes = b""
+    ) -> AsyncIterator[trio.SocketStream]:
+        """A tunnel through the explicit proxy; `early` goes with its CONNECT."""
+        async with self.client() as stream:
+            await stream.send_all(f"CONNECT {host}:{port} HTTP/1.1\r\n\r\n".encode() + early)
+            answer = b""
+            while not answer.endswith(b"\r\n\r\n"):
+                answer += await stream.receive_some(1)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
             yield stream
 
     async def ask(self, request: bytes, *, end: bool = False) -> bytes:
@@ -126,6 +184,17 @@ async def read_all(stream: trio.SocketStream) -> bytes:
     return data
 
 
+async def outcome_of(stream: trio.SocketStream) -> bytes:
+    """All that comes until the end, and b"RESET" after it where that is a reset."""
+    data = b""
+    try:
+        async for part in stream:
+            data += part
+    except trio.BrokenResourceError:
+        return data + b"RESET"
+    return data
+
+
 async def read_until(stream: trio.SocketStream, mark: bytes) -> bytes:
     data = b""
     while mark not in data:
@@ -156,10 +225,17 @@ def play(
 
     async def run() -> None:
         with trio.move_on_after(10 if clock is None else float("inf")) as scope:
-            with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+            with (
+                socket.create_server(("127.0.0.1", 0), backlog=2048) as listener,
+                stage.transparent as transparent,
+            ):
                 stage.address = listener.getsockname()
+                transparent.bind(("127.0.0.1", 0))
+                transparent.listen(2048)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(serve, stage.sandbox, [listener])
+                    nursery.start_soon(
+                        partial(serve, stage.sandbox, [listener], transparent=[transparent])
+                    )
                     await scenario(stage, nursery)
                     nursery.cancel_scope.cancel()
         assert not scope.cancelled_caught, "the scenario hung"

@@ -23,6 +23,8 @@ WEB_IPV4: Final = "192.0.2.10"
 WEB_IPV6: Final = "2001:db8::10"
 API_IPV4: Final = "198.51.100.10"
 WILD_IPV4: Final = "203.0.113.10"
+SLACK_IPV4: Final = "198.51.100.30"
+DISCORD_IPV4: Final = "198.51.100.40"
 BLACKHOLE_IPV4: Final = "203.0.113.66"
 """Nobody answers: a SYN is lost."""
 UNREACHABLE_IPV4: Final = "203.0.113.77"
@@ -35,6 +37,7 @@ FORBIDDEN_IPV6: Final = ("fd00:ec2::254", "64:ff9b::a01:203", "2002:a01:203::1")
 
 SERVER_IPV4: Final = (
     *(ROUTER_IPV4, DNS_IPV4, WEB_IPV4, API_IPV4, WILD_IPV4, "198.51.100.20", "203.0.113.20"),
+    *(SLACK_IPV4, DISCORD_IPV4),
     *FORBIDDEN_IPV4,
 )
 SERVER_IPV6: Final = (ROUTER_IPV6, DNS_IPV6, WEB_IPV6, *FORBIDDEN_IPV6)
@@ -50,6 +53,11 @@ BANNER_PORT: Final = 7003
 """Speaks first, as SMTP does, then echoes."""
 RESET_PORT: Final = 7004
 """Accepts and resets."""
+SSH_PORT: Final = 22
+"""Served by `lab_ssh`, and only while a test asks for it."""
+SMTP_PORT: Final = 25
+POSTGRES_PORT: Final = 5432
+REDIS_PORT: Final = 6379
 CLOSED_PORT: Final = 9
 """Nobody listens: a reset."""
 
@@ -87,6 +95,15 @@ NAMES: Final[dict[str, list[str]]] = {
     "6to4.lab.test": ["AAAA 2002:a01:203::1"],
     "uplink.lab.test": [f"A {UPLINK_IPV4}", f"AAAA {UPLINK_IPV6}"],
     "mixed.lab.test": ["A 10.1.2.3", f"A {WEB_IPV4}"],
+    # One host below these for each client, so that an audit line tells whose it is.
+    "*.four.test": [f"A {WEB_IPV4}"],
+    "*.six.test": [f"AAAA {WEB_IPV6}"],
+    # Exists as well: a test of refused names cannot pass because there is no such name.
+    "*.unlisted.test": [f"A {WEB_IPV4}", f"AAAA {WEB_IPV6}"],
+    "slack.test": [f"A {SLACK_IPV4}"],
+    "*.slack.test": [f"A {SLACK_IPV4}"],
+    "discord.test": [f"A {DISCORD_IPV4}"],
+    "*.discord.test": [f"A {DISCORD_IPV4}"],
 }
 
 CERTIFICATE_NAMES: Final = (
@@ -97,6 +114,13 @@ CERTIFICATE_NAMES: Final = (
     "wild.test",
     "*.wild.test",
     "*.b.wild.test",
+    "*.four.test",
+    "*.six.test",
+    "*.unlisted.test",
+    "slack.test",
+    "*.slack.test",
+    "discord.test",
+    "*.discord.test",
     WEB_IPV4,
     WEB_IPV6,
     API_IPV4,

@@ -173,7 +173,7 @@ def test_a_host_has_one_spelling_and_what_is_none_has_no_name(text: str, name: s
         ("1.0.18.198.in-addr.arpa.test", None),
         ("1.0.0.0." * 8 + "ip6.arpa", IPv6Address("1:1:1:1:1:1:1:1".replace("1", "0001"))),
         ("-.0.0.0." * 8 + "ip6.arpa", None),
-        ("_.0.0.0." * 8 + "ip6.arpa", None),
+        ("0._.0.0." * 8 + "ip6.arpa", None),
         ("g.0.0.0." * 8 + "ip6.arpa", None),
         ("0.ip6.arpa", None),
     ],

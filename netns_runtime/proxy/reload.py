@@ -1,0 +1,53 @@
+"""Swaps a sandbox's policy while it runs.
+
+`swap_policy` is one assignment for every decision that comes, and one look at each open flow: what
+the new policy would refuse, by its target and owner or by the address it was dialled at, is cut;
+everything else stays as it is. It waits for nothing, so no flow sees half of either policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+from netns_runtime.address import screen
+from netns_runtime.policy import decide
+from netns_runtime.proxy.flow import Ended
+
+if TYPE_CHECKING:
+    from netns_runtime.policy import Policy
+    from netns_runtime.proxy.flow import Flow
+    from netns_runtime.proxy.sandbox import Sandbox
+
+REASON: Final = "policy changed"
+
+
+def swap_policy(sandbox: Sandbox, policy: Policy) -> int:
+    """Put `policy` in force. The number of open flows that it ended."""
+    sandbox.config = replace(sandbox.config, policy=policy)
+    closed = 0
+    for flow in list(sandbox.flows.values()):
+        why = _judge_again(sandbox, flow)
+        if why is None:
+            continue
+        closed += 1
+        ended = Ended(reason=REASON, said_by="policy", detail=why, action="refuse")
+        if flow.cut is not None:
+            flow.cut(ended)
+        else:
+            flow.cut_short = ended
+    return closed
+
+
+def _judge_again(sandbox: Sandbox, flow: Flow) -> str | None:
+    """Why the flow may not go on, or None. Its decision is the new policy's afterwards."""
+    config = sandbox.config
+    flow.policy = config.policy
+    flow.decision = decide(config.policy, flow.target, flow.owner)
+    if not flow.decision.is_allowed and not config.report:
+        return flow.decision.detail
+    if flow.address is None:
+        return None
+    reason = screen(ip_address(flow.address), config.own_addresses, flow.decision.allowed_ips)
+    return None if reason is None else f"{flow.address} is not dialled any more: {reason}"
