@@ -39,7 +39,7 @@ static __always_inline struct sandbox *sandbox_of(u64 cookie)
 	return box && box->cookie == cookie ? box : NULL;
 }
 
-static __always_inline int judge(struct bpf_sock_addr *ctx, struct address to)
+static __always_inline int judge(struct bpf_sock_addr *ctx, struct address to, bool is_connect)
 {
 	u64 cookie = bpf_get_netns_cookie(ctx);
 	struct sandbox *box = sandbox_of(cookie);
@@ -53,6 +53,11 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, struct address to)
 	if (protocol == IPPROTO_MPTCP)
 		protocol = IPPROTO_TCP;
 	if (is_own(to))
+		return 1;
+	/* getaddrinfo(3) connects a UDP socket to each address it found, only to sort them by RFC
+	 * 6724; nothing is sent. Datagrams to virtual addresses are refused, and counted, by the
+	 * gateway. */
+	if (is_connect && protocol == IPPROTO_UDP && is_virtual(to))
 		return 1;
 	if (is_served(to, port, protocol, box->flags) ||
 	    (protocol == IPPROTO_TCP && (box->flags & FLAG_REDIRECT) &&
@@ -74,39 +79,39 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, struct address to)
 	return refuse();
 }
 
-static __always_inline int judge_ipv4(struct bpf_sock_addr *ctx)
+static __always_inline int judge_ipv4(struct bpf_sock_addr *ctx, bool is_connect)
 {
 	struct address to = {.low = PAIR(htonl(0xffff), ctx->user_ip4)};
 
-	return judge(ctx, to);
+	return judge(ctx, to, is_connect);
 }
 
-static __always_inline int judge_ipv6(struct bpf_sock_addr *ctx)
+static __always_inline int judge_ipv6(struct bpf_sock_addr *ctx, bool is_connect)
 {
 	struct address to = {
 	    .high = PAIR(ctx->user_ip6[0], ctx->user_ip6[1]),
 	    .low = PAIR(ctx->user_ip6[2], ctx->user_ip6[3]),
 	};
 
-	return judge(ctx, to);
+	return judge(ctx, to, is_connect);
 }
 
 int refuse_connect4(struct bpf_sock_addr *ctx)
 {
-	return judge_ipv4(ctx);
+	return judge_ipv4(ctx, true);
 }
 
 int refuse_connect6(struct bpf_sock_addr *ctx)
 {
-	return judge_ipv6(ctx);
+	return judge_ipv6(ctx, true);
 }
 
 int refuse_send4(struct bpf_sock_addr *ctx)
 {
-	return judge_ipv4(ctx);
+	return judge_ipv4(ctx, false);
 }
 
 int refuse_send6(struct bpf_sock_addr *ctx)
 {
-	return judge_ipv6(ctx);
+	return judge_ipv6(ctx, false);
 }

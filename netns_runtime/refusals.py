@@ -14,9 +14,11 @@ from netns_runtime.audit import AuditError
 from netns_runtime.counts import tally
 from netns_runtime.firewall.ruleset import REASONS
 from netns_runtime.processes import executable_of
+from netns_runtime.screening import screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv4Address, IPv6Address
 
     from netns_runtime.audit import AuditLog
     from netns_runtime.firewall.nft import Counters
@@ -24,10 +26,32 @@ if TYPE_CHECKING:
     from netns_runtime.probes.records import RefusedConnect
 
 RULE: Final = "default: nothing leaves the sandbox but through the proxy"
-REMEDY: Final = (
+_BY_PROXY: Final = (
     f"connect through the proxy at http://{layout.GATEWAY_IPV4}:{layout.PROXY_PORT} "
     "(http_proxy and https_proxy name it)"
 )
+_TO_TCP: Final = "UDP is not carried: use TCP (HTTP/2 or 1.1 in place of HTTP/3)"
+_TO_RESOLVER: Final = f"ask the resolver at {layout.GATEWAY_IPV4} (/etc/resolv.conf names it)"
+
+
+def remedy_of(
+    address: IPv4Address | IPv6Address | None, port: int, protocol: str, *, redirect: bool
+) -> str:
+    """What would carry this refused connect. `address` None is one that nobody noted."""
+    if port == layout.DNS_PORT and protocol in ("tcp", "udp"):
+        return _TO_RESOLVER
+    if protocol == "udp":
+        return _TO_TCP
+    if protocol != "tcp" or address is None:
+        return _BY_PROXY
+    if address in layout.VIRTUAL_IPV4 or address in layout.VIRTUAL_IPV6:
+        return f"--redirect on carries clients that ignore the proxy; or {_BY_PROXY}"
+    if address == layout.GATEWAY_IPV4 or not redirect:
+        return _BY_PROXY
+    target = f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+    if screen(address) is None:
+        return f"--allow {target}, or connect to its name"
+    return f"a policy endpoint with host {address}, port {port} and allowed_ips [{address}]"
 
 
 class Refusals:
@@ -39,11 +63,15 @@ class Refusals:
         registration: Registration | None,
         read_nft: Callable[[], Counters],
         complain: Callable[[str], None],
+        *,
+        redirect: bool = True,
     ) -> None:
         self._audit = audit
         self._registration = registration
         self._read_nft = read_nft
         self._complain = complain
+        self._redirect = redirect
+        self._names: dict[str, str] = {}
         self._nft: Counters | None = None
         self._executables: dict[tuple[int, int], str] = {}
         self._complained = False
@@ -57,6 +85,10 @@ class Refusals:
         if path is not None and inode and len(self._executables) < 4096:
             self._executables[device, inode] = path
         return path
+
+    def learn_name(self, address: str, name: str) -> None:
+        """Remember which name a virtual address stands for; the pool bounds how many there are."""
+        self._names[address] = name
 
     def drain(self) -> None:
         """Write an audit line for each event in the ring."""
@@ -72,7 +104,7 @@ class Refusals:
             comm=event.comm,
             exe=self.executable(event.pid, event.exe_inode, event.exe_device),
             uid=event.uid,
-            address=str(event.address),
+            to=event.address,
             port=event.port,
             protocol=event.protocol,
             reason=event.reason,
@@ -93,7 +125,7 @@ class Refusals:
             reason = f"direct_{protocol}"
             told[reason] = told.get(reason, 0) + new
             self._write(
-                address=str(address),
+                to=address,
                 port=port,
                 protocol=protocol,
                 reason=reason,
@@ -105,7 +137,15 @@ class Refusals:
             if new > told[reason]:
                 self._write(reason=reason, count=new - told[reason], counted_by="nft")
 
-    def _write(self, **fields: Any) -> None:
+    def _write(
+        self,
+        *,
+        to: IPv4Address | IPv6Address | None = None,
+        port: int | None = None,
+        protocol: str | None = None,
+        **fields: Any,
+    ) -> None:
+        remedy = remedy_of(to, port or 0, protocol or "", redirect=self._redirect)
         try:
             self._audit.write(
                 "connect.refused",
@@ -113,7 +153,11 @@ class Refusals:
                 action="refuse",
                 said_by="sandbox",
                 rule=RULE,
-                remedy=REMEDY,
+                address=str(to) if to is not None else None,
+                host=self._names.get(str(to)),
+                port=port,
+                protocol=protocol,
+                remedy=remedy,
                 **fields,
             )
         except AuditError as error:

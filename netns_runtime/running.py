@@ -41,6 +41,7 @@ def supervise(request: Request, stack: ExitStack, sandbox: Sandbox) -> int:
         sandbox.guard.registration,
         sandbox.gateway.counters,
         complain,
+        redirect=request.spec.redirect,
     )
     child = sandbox.child
     try:

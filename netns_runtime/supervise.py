@@ -162,6 +162,9 @@ class Supervisor:
                 int(message.get("device", 0)),
             )
             self._proxy.send({"kind": "exe", "id": message.get("id"), "path": path})
+        elif message.get("kind") == "name":
+            for address in message.get("addresses", ()):
+                self._refusals.learn_name(str(address), str(message.get("host")))
         elif message.get("kind") == "owner":
             self._tell_owner(message)
         elif message.get("kind") == "report":
@@ -175,7 +178,7 @@ class Supervisor:
     def _tell_owner(self, message: dict[str, Any]) -> None:
         """Which process has the socket with this local port inside the sandbox."""
         found = self._find_owner(str(message.get("protocol")), int(message.get("port", 0)))
-        fields = {"pid": None, "comm": None, "exe": None}
+        fields: dict[str, Any] = {"pid": None, "comm": None, "exe": None}
         if found is not None:
             fields = {"pid": found.pid, "comm": found.comm, "exe": found.exe}
         self._proxy.send({"kind": "owner", "id": message.get("id"), **fields})

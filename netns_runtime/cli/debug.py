@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import __version__, state
-from netns_runtime.cli.text import columns, pairs, say, say_json
+from netns_runtime.cli.text import columns, internal_error, pairs, say, say_json
 from netns_runtime.counts import counts_of
 from netns_runtime.errors import EXIT_FAILED, NetnsError, UsageError
 
@@ -50,6 +50,8 @@ def main() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_FAILED
+    except Exception as error:
+        return internal_error("netns-debug", error)
 
 
 def _run(words: list[str]) -> int:

@@ -10,6 +10,7 @@ import sys
 
 from netns_runtime import __version__
 from netns_runtime.cli.options import USAGE, parse_command_line
+from netns_runtime.cli.text import internal_error
 from netns_runtime.errors import EXIT_FAILED, NetnsError
 
 
@@ -26,6 +27,8 @@ def main() -> int:
         return 128 + 2
     except BrokenPipeError:
         return EXIT_FAILED
+    except Exception as error:
+        return internal_error("netns-run", error)
 
 
 def _run(words: list[str]) -> int:

@@ -39,6 +39,19 @@ def pairs(values: dict[str, Any]) -> str:
     return "\n".join(f"{key.ljust(width)}  {printable(value)}" for key, value in values.items())
 
 
+def internal_error(program: str, error: Exception) -> int:
+    """One line for a bug of ours, and where it was; the exit status. -v shows the whole of it."""
+    import traceback
+
+    if "-v" in sys.argv or "--verbose" in sys.argv:
+        traceback.print_exception(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {printable(error)}"
+    where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    sys.stderr.write(f"{program}: internal error, {what} ({where}): please report it\n")
+    return 125
+
+
 def say(text: str) -> None:
     """Print for a person; a reader that went away (`| head`) is no error."""
     sys.stdout.write(text + "\n")

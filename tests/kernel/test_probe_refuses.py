@@ -251,9 +251,22 @@ def test_the_redirect_flag_opens_virtual_addresses_to_tcp_alone(probe: Probe, pa
         assert made.run(lambda: dial(V4, TCP, "198.19.255.254")) == 0
         assert made.run(lambda: dial(V6, TCP, "fd00:c8:0:1::9")) == 0
         assert registration.totals().total == 0
-        assert made.run(lambda: dial(V4, UDP, "198.19.255.254")) == errno.ECONNREFUSED
+        assert made.run(lambda: send_to(V4, "198.19.255.254")) == errno.ECONNREFUSED
+        assert made.run(lambda: send_message(V6, "fd00:c8:0:1::9")) == errno.ECONNREFUSED
+        assert registration.totals().refused["direct_udp"] == 2
         assert made.run(lambda: connect(V4, TCP, "198.20.0.0")) == errno.ECONNREFUSED
         assert made.run(lambda: connect(V6, TCP, "fd00:c8:0:2::9")) == errno.ECONNREFUSED
+
+
+def test_connecting_udp_to_a_virtual_address_is_getaddrinfo_sorting_and_no_refusal(
+    probe: Probe, parent: Path
+) -> None:
+    with guarded_cell(probe, parent) as (made, registration):
+        assert made.run(lambda: connect(V4, UDP, "198.18.0.1")) == 0
+        assert made.run(lambda: connect(V6, UDP, "fd00:c8:0:1::1")) == 0
+        assert registration.totals().total == 0
+        assert made.run(lambda: connect(V4, TCP, "198.18.0.1")) == errno.ECONNREFUSED
+        assert made.run(lambda: connect(V4, UDP, REFUSED_IPV4)) == errno.ECONNREFUSED
 
 
 def test_listed_addresses_pass_at_their_ports_and_for_their_sandbox_alone(

@@ -150,10 +150,10 @@ def resolved(answer: Any, host: str = "h.test", times: int = 1) -> tuple[Any, li
     asked: list[str] = []
 
     async def main() -> Any:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         udp = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        await udp.bind(("127.0.0.1", 0))
-        port = udp.getsockname()[1]
-        [listener] = await trio.open_tcp_listeners(port, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        await udp.bind(("127.0.0.1", port))
 
         async def serve_udp() -> None:
             while True:

@@ -15,7 +15,7 @@ from netns_runtime.events import event_of
 from netns_runtime.firewall.nft import Counters
 from netns_runtime.firewall.ruleset import COUNTERS
 from netns_runtime.probes.records import Totals
-from netns_runtime.refusals import Refusals
+from netns_runtime.refusals import Refusals, remedy_of
 
 
 def counters(destinations: dict[tuple[str, str, int], int], **packets: int) -> Counters:
@@ -115,3 +115,34 @@ def test_a_name_outside_the_vocabulary_is_a_bug_at_once() -> None:
         event_of("sandbox.exploded", "s")
     with pytest.raises(ValueError, match="no audit field"):
         event_of("sandbox.exited", "s", colour="red")
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "protocol", "redirect", "said"),
+    [
+        ("192.0.2.1", 443, "tcp", True, "--allow 192.0.2.1:443"),
+        ("2001:db8::1", 443, "tcp", True, "--allow [2001:db8::1]:443"),
+        ("192.0.2.1", 443, "tcp", False, "connect through the proxy"),
+        ("10.1.2.3", 5432, "tcp", True, "allowed_ips [10.1.2.3]"),
+        ("169.254.169.254", 80, "tcp", True, "allowed_ips [169.254.169.254]"),
+        ("198.18.0.1", 443, "tcp", False, "--redirect on"),
+        ("198.18.0.1", 443, "udp", True, "UDP is not carried"),
+        ("192.0.2.1", 53, "udp", True, "ask the resolver at 10.200.0.1"),
+        ("10.200.0.1", 22, "tcp", True, "connect through the proxy"),
+        (None, 0, "", True, "connect through the proxy"),
+    ],
+)
+def test_the_remedy_is_what_would_carry_this_connect(
+    address: str | None, port: int, protocol: str, redirect: bool, said: str
+) -> None:
+    to = ip_address(address) if address else None
+    assert said in remedy_of(to, port, protocol, redirect=redirect)
+
+
+def test_a_virtual_address_is_told_with_its_name() -> None:
+    seen: list[dict[str, Any]] = []
+    reading = counters({("198.18.0.1", "tcp", 443): 1}, refused_tcp=1)
+    refusals = Refusals(AuditLog(None, "s", seen.append), None, lambda: reading, lambda _text: None)
+    refusals.learn_name("198.18.0.1", "api.test")
+    refusals.poll_nft()
+    assert [(event["host"], event["address"]) for event in seen] == [("api.test", "198.18.0.1")]

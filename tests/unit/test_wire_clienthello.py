@@ -63,12 +63,11 @@ BAD = {
     "an empty record": b"\x16\x03\x01\0\0" + records(hello(UP)),
     "a record too long": b"\x16\x03\x01\xff\xff" + bytes(100),
     "an alert first": b"\x15\x03\x01\0\x02\x01\0",
-    "an alert between": records(hello(UP))[:5] + b"",
+    "an alert between": records(hello(UP)[:20]) + b"\x15\x03\x01\0\x02\x01\0",
     "a server's hello": records(b"\x02" + hello(UP)[1:]),
     "another major version": b"\x16\x02\x00" + records(hello(UP))[3:],
     "longer than the limit": records(b"\x01" + (HELLO_LIMIT + 1).to_bytes(3, "big") + bytes(9)),
 }
-BAD["an alert between"] = records(hello(UP)[:20]) + b"\x15\x03\x01\0\x02\x01\0"
 
 
 @pytest.mark.parametrize("case", GOOD)
@@ -104,7 +103,7 @@ def test_a_hello_that_two_servers_could_read_differently_is_refused(case: str) -
 def test_nothing_is_kept_beyond_the_limit() -> None:
     reader = ClientHelloReader()
     fed = 0
-    with pytest.raises(ProtocolError, match="longer than"):
+    with pytest.raises(ProtocolError):
         while True:
             reader.feed(records(b"\x01\x00\xff\xf0" + bytes(16_380) if not fed else bytes(16_384)))
             fed += 16_384
