@@ -46,7 +46,7 @@ def name_files(nsswitch: Path, hostname: str) -> tuple[BoundFile, ...]:
     hosts = (
         "127.0.0.1 localhost\n"
         "::1 localhost ip6-localhost ip6-loopback\n"
-        f"{layout.SANDBOX_IPV4} {hostname}\n"
+        f"{layout.SANDBOX_IPV4} {' '.join(dict.fromkeys((hostname, hostname.partition('.')[0])))}\n"
     )
     resolv = f"nameserver {layout.GATEWAY_IPV4}\n"
     try:

@@ -28,7 +28,7 @@ Runs CMD in its own network namespace. Whatever leaves it goes through the proxy
   --policy FILE          YAML policy; default: allow nothing; repeatable
   --allow HOST[:PORT]    add a rule; repeatable; no port means 80 and 443, HOST:* any;
                          *.HOST is every name below HOST
-  --redirect on|off      carry clients that ignore the proxy (not in this version: refused)
+  --redirect on|off      carry clients that ignore the proxy (default on); off: they are refused
   --uplink NETNS         dial from this namespace (name or path) instead of the host's
   --resolver ADDR[:PORT] resolve upstream names here instead of with the host's resolver
   --upstream-ca FILE     extra roots that CMD trusts, in PEM

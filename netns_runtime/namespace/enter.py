@@ -99,7 +99,17 @@ def plan_enter(command: Command, view: View, host: Host | None = None) -> EnterP
         plan_view(view, command.identity, command.cwd, host or read_host(), runtime_dir),
         filters_of(),
         runtime_dir,
+        (*SEPARATION, *own_hostname(os.uname().nodename)),
     )
+
+
+def own_hostname(name: str) -> tuple[str, ...]:
+    """A UTS namespace for a host name with a domain, which resolvers would append to every name.
+
+    Without a `search` line glibc and Go take the domain of gethostname(2) for one (resolv.conf(5)).
+    """
+    label = name.partition(".")[0]
+    return ("--unshare-uts", "--hostname", label) if label and label != name else ()
 
 
 def _runtime_dir(env: Mapping[str, str]) -> str | None:

@@ -41,12 +41,14 @@ def _remove_stale() -> None:
 class Lab:
     """An internet with an uplink to it. All attributes are set once it is entered.
 
-    `uplink`: path of the namespace to dial from. `resolver`: its DNS. `ca_file`: PEM of the CA that
-    signed its servers. `directory`: readable inside a sandbox; `work`: writable inside too, as
-    working directory. `www`: what /files/ serves. `hosts`: name to records.
+    `uplink`: path of the namespace to dial from; `internet`: of the one that holds the servers.
+    `resolver`: its DNS. `ca_file`: PEM of the CA that signed its servers. `directory`: readable
+    inside a sandbox; `work`: writable inside too, as working directory. `www`: what /files/ serves.
+    `hosts`: name to records.
     """
 
     uplink: str
+    internet: str
     uplink_pid: int
     resolver = world.DNS_IPV4
     hosts = world.NAMES
@@ -77,6 +79,7 @@ class Lab:
         self._replies = self._control.makefile("rb")
         self.uplink_pid = int(self._reply_line() or self._give_up())
         self.uplink = f"/proc/{self.uplink_pid}/ns/net"
+        self.internet = f"/proc/{self._process.pid}/ns/net"
         if self._reply_line() != b"ready\n":
             self._give_up()
         return self
@@ -123,6 +126,10 @@ class Lab:
     def queries_seen(self) -> list[tuple[str, str]]:
         """DNS questions so far: (name, type)."""
         return [(name, kind) for name, kind in self._ask(op="seen", kind="queries")]
+
+    def transcript_of(self, who: str) -> list[str]:
+        """What the lab's Slack or Discord did with the bot of that token, in order."""
+        return [what for token, what in self._ask(op="seen", kind="transcripts") if token == who]
 
     def forget(self) -> None:
         """Empty what was seen."""

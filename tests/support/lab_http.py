@@ -36,6 +36,7 @@ BLOCK: Final = bytes(range(256)) * 256
 class SeenRequests(Protocol):
     requests: list[dict[str, Any]]
     connections: list[tuple[str, int]]
+    transcripts: list[tuple[str, str]]
 
 
 def tls_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
@@ -51,6 +52,16 @@ class Web:
     def __init__(self, www: Path, seen: SeenRequests) -> None:
         self.www = www
         self.seen = seen
+        self.sites: dict[str, Callable[[Connection, h11.Request, bytes], Awaitable[None]]] = {}
+        """A host, and all names below it, that a server of its own answers for."""
+
+    def site_of(
+        self, host: str
+    ) -> Callable[[Connection, h11.Request, bytes], Awaitable[None]] | None:
+        name = host.partition(":")[0].lower()
+        labels = name.split(".")
+        names = (".".join(labels[start:]) for start in range(len(labels)))
+        return next((self.sites[name] for name in names if name in self.sites), None)
 
     async def plain(self, stream: trio.SocketStream) -> None:
         self.seen.connections.append(local_of(stream))
@@ -150,6 +161,10 @@ def header_of(request: h11.Request, name: bytes) -> str:
 
 
 async def respond(web: Web, connection: Connection, request: h11.Request, body: bytes) -> None:
+    site = web.site_of(header_of(request, b"host"))
+    if site is not None:
+        await site(connection, request, body)
+        return
     target = urlsplit(request.target.decode("latin-1"))
     route, _, rest = target.path.lstrip("/").partition("/")
     query = {key: values[-1] for key, values in parse_qs(target.query).items()}

@@ -22,7 +22,7 @@ from typing import Any
 import trio
 import trustme
 
-from tests.support import lab_dns, lab_http, lab_tcp, world
+from tests.support import lab_discord, lab_dns, lab_http, lab_services, lab_slack, lab_tcp, world
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
@@ -120,6 +120,7 @@ class Seen:
         self.requests: list[dict[str, Any]] = []
         self.connections: list[tuple[str, int]] = []
         self.queries: list[tuple[str, str]] = []
+        self.transcripts: list[tuple[str, str]] = []
 
 
 async def serve(
@@ -134,6 +135,8 @@ async def serve(
     names = lab_dns.Names(world.NAMES, seen.queries.append)
     tls = lab_http.tls_context(certificate)
     web = lab_http.Web(directory / "www", seen)
+    web.sites[lab_slack.HOST] = lab_slack.Slack(seen)
+    web.sites[lab_discord.HOST] = lab_discord.Discord(seen)
     async with trio.open_nursery() as nursery:
         for port in world.HTTP_PORTS:
             nursery.start_soon(trio.serve_listeners, web.plain, [listener(port)])
@@ -141,7 +144,7 @@ async def serve(
             secure = web.secure(tls)
             nursery.start_soon(trio.serve_listeners, secure, [listener(port)])
         nursery.start_soon(trio.serve_listeners, web.plain, [inside_uplink])
-        for port, serve_one in lab_tcp.SERVERS.items():
+        for port, serve_one in (lab_tcp.SERVERS | lab_services.SERVERS).items():
             watched = lab_tcp.watched(serve_one, seen)
             nursery.start_soon(trio.serve_listeners, watched, [listener(port)])
         for address in (world.DNS_IPV4, world.DNS_IPV6):

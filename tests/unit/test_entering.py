@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from netns_runtime.entering import name_files
+from netns_runtime.namespace.enter import own_hostname
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,14 @@ def test_names_are_asked_of_files_and_the_policy_resolver_alone(tmp_path: Path) 
     )
     assert "127.0.0.1 localhost\n" in found["/etc/hosts"]
     assert "10.200.0.2 box\n" in found["/etc/hosts"]
+
+
+def test_a_host_name_with_a_domain_gives_no_search_domain(tmp_path: Path) -> None:
+    hosts = name_files(tmp_path / "missing", "box.corp.example")[1].content
+    assert isinstance(hosts, bytes)
+    assert b"10.200.0.2 box.corp.example box\n" in hosts
+    assert own_hostname("box.corp.example") == ("--unshare-uts", "--hostname", "box")
+    assert own_hostname("box") == ()
 
 
 def test_a_host_without_nsswitch_gets_one_that_knows_files(tmp_path: Path) -> None:
