@@ -7,6 +7,7 @@ when there is one. No connect is in both, so the sum is the number of refused co
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import layout
@@ -87,8 +88,14 @@ class Refusals:
         return path
 
     def learn_name(self, address: str, name: str) -> None:
-        """Remember which name a virtual address stands for; the pool bounds how many there are."""
-        self._names[address] = name
+        """Remember which name a virtual address stands for; the pool bounds how many there are.
+
+        The IPv6 address of a name is the IPv4 one in the last four bytes of our /64.
+        """
+        ipv4 = ip_address(address)
+        self._names[str(ipv4)] = name
+        if ipv4.version == 4:
+            self._names[str(layout.VIRTUAL_IPV6.network_address + int(ipv4))] = name
 
     def drain(self) -> None:
         """Write an audit line for each event in the ring."""

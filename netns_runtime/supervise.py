@@ -163,8 +163,9 @@ class Supervisor:
             )
             self._proxy.send({"kind": "exe", "id": message.get("id"), "path": path})
         elif message.get("kind") == "name":
-            for address in message.get("addresses", ()):
-                self._refusals.learn_name(str(address), str(message.get("host")))
+            self._refusals.learn_name(str(message.get("address")), str(message.get("host")))
+        elif message.get("kind") == "refused":
+            tell_refusal(message.get("event") or {})
         elif message.get("kind") == "owner":
             self._tell_owner(message)
         elif message.get("kind") == "report":

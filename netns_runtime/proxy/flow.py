@@ -109,5 +109,6 @@ class Flow:
             "said_by": ended.said_by,
             "detail": ended.detail,
             "action": ended.action,
+            "rule": self.decision.rule if ended.action else None,
             "remedy": ended.remedy,
         }

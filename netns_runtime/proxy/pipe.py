@@ -12,6 +12,7 @@ from typing import Final
 
 PIPE_SIZE: Final = 1024 * 1024  # the default of fs.pipe-max-size
 PIPES: Final = 16
+SPLICE: Final = 3  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
 class Pipe:

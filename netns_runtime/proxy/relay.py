@@ -27,7 +27,6 @@ waited long enough.
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
@@ -40,7 +39,7 @@ import trio
 
 from netns_runtime.proxy.flow import Ended
 from netns_runtime.proxy.peer import RESET
-from netns_runtime.proxy.pipe import PIPE_SIZE, Pipe, Pipes
+from netns_runtime.proxy.pipe import PIPE_SIZE, SPLICE, Pipes
 from netns_runtime.proxy.tunnel import Guard, Tunnel, Verdict, Waiting, Way
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ _EDGES: Final = (
 _READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _UNSURE: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
 _WRITE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
-_SPLICE: Final = 3  # SPLICE_F_MOVE | SPLICE_F_NONBLOCK
 
 
 class Relay:
@@ -202,7 +200,7 @@ class Relay:
             self._sift(way, way.guard, read)
             return
         if way.pipe is not None:
-            if not self._drain(way, way.pipe):
+            if not way.drain(way.pipe):
                 return
             self._leave_pipe(way)
             mask = _UNSURE
@@ -307,7 +305,7 @@ class Relay:
         src, into = way.src.fileno(), pipe.into
         for _ in range(TURN):
             try:
-                got = os.splice(src, into, PIPE_SIZE, flags=_SPLICE)
+                got = os.splice(src, into, PIPE_SIZE, flags=SPLICE)
             except BlockingIOError:
                 way.streak = 0
                 self._leave_pipe(way)
@@ -318,28 +316,13 @@ class Relay:
                 self._finish_way(way)
                 return True
             pipe.held += got
-            if not self._drain(way, pipe):
+            if not way.drain(pipe):
                 return True
             if got < SMALL_CHUNK:
                 way.streak = 0
                 break
         self._leave_pipe(way)
         self._again.append((way, _UNSURE))
-        return True
-
-    def _drain(self, way: Way, pipe: Pipe) -> bool:
-        """Empty the way's pipe into its reader. False where the reader is full."""
-        dst, out_of = way.dst.fileno(), pipe.out_of
-        while pipe.held:
-            try:
-                sent = os.splice(out_of, dst, pipe.held, flags=_SPLICE)
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                error.at_dst = True  # type: ignore[attr-defined]
-                raise
-            pipe.held -= sent
-            way.moved += sent
         return True
 
     def _leave_pipe(self, way: Way) -> None:
@@ -393,17 +376,10 @@ class Relay:
             self._leave_pipe(way)
 
     def _fail(self, tunnel: Tunnel, blamed: socket.socket, error: Exception) -> None:
-        by_upstream = blamed is tunnel.upstream
-        if not isinstance(error, OSError):
-            reason, said_by = "proxy_internal_error", "proxy"
-        else:
-            timed_out = error.errno == errno.ETIMEDOUT
-            reason = "connection_timeout" if timed_out else "connection_terminated"
-            said_by = "upstream" if by_upstream else "sandbox"
+        reason, said_by, text = tunnel.blame(blamed, error)
         for sock in (tunnel.client, tunnel.upstream):
             if sock is not blamed or said_by == "proxy":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        text = getattr(error, "strerror", None) or type(error).__name__
         self._end(tunnel, reason, said_by, text)
 
     def _end(

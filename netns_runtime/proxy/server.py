@@ -144,11 +144,21 @@ def _import_the_rest(config: ProxyConfig) -> None:
         import_module("netns_runtime.proxy.dns")
 
 
+def _tell_supervisor(control: Control, event: dict[str, Any], *, verbose: bool) -> None:
+    """Which name a virtual address stands for, so that a refused connect to it can be named; and,
+    for `-v`, what was refused here."""
+    if event["event"] == "dns.answered":
+        control.say({"kind": "name", "host": event["host"], "address": event["address"]})
+    elif verbose and event.get("action") == "refuse":
+        control.say({"kind": "refused", "event": event})
+
+
 async def _run(
     config: ProxyConfig, fds: dict[str, list[int]], owners: OwnerSource | None, sock: socket.socket
 ) -> None:
     control = Control(sock)
-    audit = AuditLog(fds["audit"][0] if "audit" in fds else None, config.sandbox)
+    tell = partial(_tell_supervisor, control, verbose=config.verbose)
+    audit = AuditLog(fds["audit"][0] if "audit" in fds else None, config.sandbox, tell)
     relay = Relay(crashed=lambda error: control.report(f"relay: {type(error).__name__}: {error}"))
     sandbox = Sandbox(
         config,

@@ -7,8 +7,12 @@ nothing of the client goes upstream but what it lets go.
 from __future__ import annotations
 
 import enum
+import errno
+import os
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Protocol
+
+from netns_runtime.proxy.pipe import SPLICE
 
 if TYPE_CHECKING:
     import socket
@@ -75,6 +79,21 @@ class Way:
         self.streak = 0
         self.ended = False
 
+    def drain(self, pipe: Pipe) -> bool:
+        """Empty the pipe into the way's reader. False where the reader is full."""
+        dst, out_of = self.dst.fileno(), pipe.out_of
+        while pipe.held:
+            try:
+                sent = os.splice(out_of, dst, pipe.held, flags=SPLICE)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                error.at_dst = True  # type: ignore[attr-defined]
+                raise
+            pipe.held -= sent
+            self.moved += sent
+        return True
+
 
 class Tunnel:
     """A client and an upstream whose bytes the relay moves."""
@@ -89,6 +108,15 @@ class Tunnel:
         self.closed: Callable[[Ended], None] | None = closed
         self.up = Way(self, client, upstream)
         self.down = Way(self, upstream, client)
+
+    def blame(self, blamed: socket.socket, error: Exception) -> tuple[str, str, str]:
+        """Reason, who said so and detail of a failure at one of the sockets, or of ours."""
+        text = getattr(error, "strerror", None) or type(error).__name__
+        if not isinstance(error, OSError):
+            return "proxy_internal_error", "proxy", text
+        timed_out = error.errno == errno.ETIMEDOUT
+        reason = "connection_timeout" if timed_out else "connection_terminated"
+        return reason, "upstream" if blamed is self.upstream else "sandbox", text
 
     @property
     def bytes_out(self) -> int:

@@ -17,10 +17,13 @@ from typing import Final
 BLOCK: Final = 1 << 20
 SERVER_PORT: Final = 8080
 AT_ONCE: Final = 16
+# Binary, as most protocols are: a letter could be the beginning of a request for long.
+ECHO: Final = b"\x01"
+PUSH: Final = b"\x02"
 
 
 def serve() -> None:
-    """First byte E: echo. P: push until the client has gone. None: wait for the client's end."""
+    """First byte ECHO: echo. PUSH: push until the client has gone. None: wait for the client's end."""
     listener = socket.create_server(("0.0.0.0", SERVER_PORT), backlog=1024)
     listener.setblocking(False)
     poller = select.epoll()
@@ -43,7 +46,7 @@ def serve() -> None:
                 data = sock.recv(4096)
             except OSError:
                 data = b""
-            if data[:1] == b"P":
+            if data[:1] == PUSH:
                 poller.unregister(sock)
                 if os.fork() == 0:
                     _push(sock)
@@ -86,7 +89,7 @@ def open_tunnel(proxy: tuple[str, int], target: str) -> socket.socket:
 def bulk(proxy: tuple[str, int], target: str, seconds: float) -> float:
     """Bytes per second of one download."""
     with open_tunnel(proxy, target) as sock:
-        sock.sendall(b"P")
+        sock.sendall(PUSH)
         buffer = bytearray(BLOCK)
         warm = time.perf_counter() + 0.2
         while time.perf_counter() < warm:
@@ -111,7 +114,7 @@ def connects(proxy: tuple[str, int], target: str, seconds: float) -> float:
             while time.perf_counter() < begun + seconds:
                 with open_tunnel(proxy, target) as sock:
                     if not target:
-                        sock.sendall(b"E")
+                        sock.sendall(ECHO)
                         sock.recv(1)
                 count += 1
             os.write(into, count.to_bytes(8, "little"))
@@ -132,7 +135,7 @@ def round_trips(proxy: tuple[str, int], target: str, seconds: float) -> tuple[fl
         before = 0.0
         while before < until:
             before = time.perf_counter()
-            sock.sendall(b"E")
+            sock.sendall(ECHO)
             sock.recv(1)
             times.append(time.perf_counter() - before)
     times.sort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import struct
+from contextlib import suppress
 
 
 def real_hello(name: str | None, **options: object) -> bytes:
@@ -14,10 +15,8 @@ def real_hello(name: str | None, **options: object) -> bytes:
         setattr(context, key, value)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context.wrap_bio(incoming, outgoing, server_hostname=name)
-    try:
+    with suppress(ssl.SSLWantReadError):
         client.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
     return outgoing.read()
 
 
@@ -42,8 +41,7 @@ def hello(*extensions: tuple[int, bytes], suites: bytes = b"\x13\x01") -> bytes:
 def records(message: bytes, size: int = 16_384) -> bytes:
     """The message in TLS records of at most `size` bytes."""
     return b"".join(
-        b"\x16\x03\x01" + vector(2, message[at : at + size])
-        for at in range(0, len(message), size)
+        b"\x16\x03\x01" + vector(2, message[at : at + size]) for at in range(0, len(message), size)
     )
 
 

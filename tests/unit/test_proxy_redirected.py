@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trio
-import trio.testing
 
 from netns_runtime.config import Limits
 from netns_runtime.owner import Owner
@@ -24,6 +22,9 @@ from tests.support.proxy_stage import (
     read_all,
     read_until,
 )
+
+if TYPE_CHECKING:
+    import trio
 
 HELLO = real_hello("up.test")
 OPAQUE = b"\x00\x01 opaque"
@@ -242,8 +243,9 @@ async def serve_http(stream: trio.SocketStream) -> None:
                 part = await stream.receive_some()
                 if not part:
                     return
-                data += part
-            head, _, data = data.partition(b"\r\n\r\n")
+                data += bytes(part)
+            head, _, rest = data.partition(b"\r\n\r\n")
+            data = bytes(rest)
             if b"Upgrade: websocket" in head:
                 await stream.send_all(
                     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +17,7 @@ from netns_runtime.owner import Owner
 from netns_runtime.policy import EMPTY, Endpoint, Policy, Rule
 from netns_runtime.proxy.control import Control
 from netns_runtime.proxy.reload import swap_policy
-from tests.support.proxy_stage import LOOPBACK, Stage, echo, outcome_of, play, read_until
+from tests.support.proxy_stage import LOOPBACK, Stage, outcome_of, play, read_until
 from tests.unit.test_proxy_redirected import serve_http
 
 if TYPE_CHECKING:
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 ADDRESS_ONLY = Policy((Rule("only", (Endpoint("127.0.0.1", None, LOOPBACK),)),))
 UNSCREENED = Policy((Rule("bare", (Endpoint("up.test", None),)),))
+
+
+async def echo(stream: trio.SocketStream) -> None:
+    """Send back what comes, until the end or a reset."""
+    with suppress(trio.BrokenResourceError):
+        async with stream:
+            async for data in stream:
+                await stream.send_all(data)
 
 
 @pytest.mark.parametrize("entry", ["redirected", "tunnel"])
@@ -130,7 +138,7 @@ def controlled() -> Iterator[tuple[Control, socket.socket]]:
 
 
 def told(data: bytes, count: int = 1) -> tuple[dict[str, Any], list[Policy]]:
-    """What the control socket answers to a memfd with `data`, and the policies that were swapped."""
+    """What the control socket answers to a memfd with `data`, and what was swapped in."""
     swapped: list[Policy] = []
 
     def swap(policy: Policy) -> int:
