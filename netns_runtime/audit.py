@@ -79,12 +79,13 @@ class AuditLog:
 def open_audit(target: str) -> int:
     """Open `FILE` or `fd:N` for appending and return a descriptor that the caller owns.
 
-    A file is created with mode 0600; a symbolic link at its end, and anything but a regular file,
-    a FIFO or a character device, is refused: root must not append where a link of CMD's points.
+    A file is created with mode 0600; a symbolic link at its end, a second name, and anything but a
+    regular file, a FIFO or a character device, is refused: root must not append where a link of
+    CMD's points, and CMD must not write by another name.
     """
     if target.startswith("fd:"):
         number = target[3:]
-        if not number.isdigit():
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise UsageError(f"--audit {target}: fd:N takes a descriptor number")
         try:
             return os.dup(int(number))
@@ -98,9 +99,17 @@ def open_audit(target: str) -> int:
     except OSError as error:
         remedy = "name the file itself, not a link" if error.errno == 40 else ""
         raise UsageError(f"--audit {target}: {error.strerror}", remedy=remedy) from error
-    mode = os.fstat(fd).st_mode
+    found = os.fstat(fd)
+    mode = found.st_mode
+    wrong = ""
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+        wrong = "not a regular file, FIFO or device"
+    elif stat.S_ISREG(mode) and found.st_nlink > 1:
+        wrong = "it has other names (hard links): name a file that has one"
+    elif os.path.isabs(target) and os.readlink(f"/proc/self/fd/{fd}") != os.path.normpath(target):
+        wrong = "a link is on the way to it: name it by its real path"
+    if wrong:
         os.close(fd)
-        raise UsageError(f"--audit {target}: not a regular file, FIFO or device")
+        raise UsageError(f"--audit {target}: {wrong}")
     os.set_blocking(fd, True)
     return fd

@@ -7,6 +7,7 @@ Joins the request with the stages that know how (environment, trust, namespace.e
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import sysconfig
 from pathlib import Path
@@ -35,7 +36,22 @@ def protected_paths(request: Request) -> tuple[str, ...]:
     paths += [os.path.abspath(path) for path in spec.policies]
     if spec.upstream_ca is not None:
         paths.append(os.path.abspath(spec.upstream_ca))
+    paths += _audit_path(request)
     return tuple(dict.fromkeys(path for path in paths if os.path.exists(path)))
+
+
+def _audit_path(request: Request) -> list[str]:
+    """Where CMD would find the audit: what it did must not be its to rewrite."""
+    if request.audit_fd is None:
+        return []
+    found = os.fstat(request.audit_fd)
+    path = os.readlink(f"/proc/self/fd/{request.audit_fd}")
+    is_file = stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)
+    try:
+        is_there = os.path.samestat(os.stat(path), found)
+    except OSError:
+        is_there = False
+    return [path] if is_file and is_there else []
 
 
 def name_files(nsswitch: Path, hostname: str) -> tuple[BoundFile, ...]:
@@ -75,7 +91,8 @@ def enter_plan(request: Request, own_cgroup: str | None) -> EnterPlan:
     environment = environment_of(
         os.environ,
         user=user.entry,
-        sudo=user.is_sudo,
+        # A uid without an entry gets nothing of the caller's home either.
+        sudo=user.is_sudo or user.uid != os.getuid(),
         bundle=bundle,
         exposed=spec.expose_sockets,
     )

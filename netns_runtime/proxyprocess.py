@@ -147,7 +147,7 @@ def _become_proxy(control: int, complaints: int, uplink_fd: int | None) -> NoRet
         os.set_inheritable(control, True)
         if control != 3:
             os.dup2(control, 3, inheritable=True)
-        os.closerange(4, 1 << 16)
+        os.closerange(4, 0x7FFFFFFF)
         os.chdir("/")
         # -I: no environment, no working directory, no user site; root runs only what is installed.
         os.execve(sys.executable, [sys.executable, "-I", "-m", MODULE, "3"], _ENVIRONMENT)

@@ -60,14 +60,42 @@ class Request:
         wanted = self.spec.read_only or self.user.uid == 0
         return wanted and "/" not in self.spec.writable
 
+    @property
+    def trees(self) -> tuple[str, ...] | None:
+        """Where CMD may write at all; None is wherever modes allow."""
+        return (self.directory, "/tmp", *self.spec.writable) if self.is_read_only else None
+
     def identify(self, policy: Policy) -> Policy:
         """Tie the policy's `binaries` to the inodes that CMD cannot write."""
         if all(rule.binaries is None for rule in policy.rules):
             return policy
         from netns_runtime.policy import identify_binaries
 
-        trees = (self.directory, "/tmp", *self.spec.writable) if self.is_read_only else None
-        return identify_binaries(policy, (self.user.uid, (self.user.gid, *self.user.groups)), trees)
+        gids = (self.user.gid, *self.user.groups)
+        return identify_binaries(policy, (self.user.uid, gids), self.trees)
+
+    def real_path(self, option: str, path: str) -> str:
+        """Where `path` leads. Raises UsageError for a link on the way that CMD could replace.
+
+        A file is covered inside (entering.protected_paths); no mount can cover a link, and through
+        one of its own CMD would choose what root reads or appends to the next time.
+        """
+        from netns_runtime.policy.reach import Reach, trail_of
+
+        if self.user.uid == 0 and self.trees is None:
+            return path
+        reach = Reach(self.user.uid, frozenset((self.user.gid, *self.user.groups)), self.trees)
+        try:
+            trail = list(trail_of(path))
+            step = reach.writable_step(path)
+        except OSError:
+            return path
+        if step in trail and any(map(os.path.islink, trail[trail.index(step) :])):
+            raise UsageError(
+                f"{option} {path}: CMD could replace a link on the way to it",
+                remedy=f"name it by its real path, {trail[-1]}",
+            )
+        return trail[-1]
 
 
 def resolve_user(wanted: str | None, environment: Mapping[str, str]) -> User:
@@ -75,9 +103,10 @@ def resolve_user(wanted: str | None, environment: Mapping[str, str]) -> User:
     sudo_uid = environment.get("SUDO_UID", "")
     is_sudo = sudo_uid.isascii() and sudo_uid.isdigit()
     if wanted is None:
-        uid = int(sudo_uid) if is_sudo else os.getuid()
+        uid = _number("SUDO_UID", sudo_uid) if is_sudo else os.getuid()
         gid = environment.get("SUDO_GID", "")
-        fallback = int(gid) if is_sudo and gid.isascii() and gid.isdigit() else uid
+        is_gid = is_sudo and gid.isascii() and gid.isdigit()
+        fallback = _number("SUDO_GID", gid) if is_gid else uid
     else:
         uid, fallback = _uid_of(wanted), -1
     try:
@@ -93,15 +122,20 @@ def resolve_user(wanted: str | None, environment: Mapping[str, str]) -> User:
 
 def _uid_of(wanted: str) -> int:
     if wanted.isascii() and wanted.isdigit():
-        if int(wanted) >= (1 << 32) - 1:
-            raise UsageError(f"--user {wanted}: not a uid")
-        return int(wanted)
+        return _number("--user", wanted)
     try:
         return pwd.getpwnam(wanted).pw_uid
     except KeyError as error:
         raise UsageError(
             f"--user {wanted}: no such user", remedy="name one from /etc/passwd, or give a uid"
         ) from error
+
+
+def _number(name: str, digits: str) -> int:
+    """A uid or gid. The highest number is -1, which setresuid(2) takes for "leave it as it is"."""
+    if len(digits) > 10 or int(digits) >= (1 << 32) - 1:
+        raise UsageError(f"{name} {digits}: not a uid or gid")
+    return int(digits)
 
 
 def load_policies(spec: Spec) -> Policy:
@@ -192,20 +226,34 @@ def resolve(spec: Spec, environment: Mapping[str, str]) -> Iterator[Request]:
         if spec.uplink is not None:
             uplink_fd = open_namespace(spec.uplink)
             stack.callback(os.close, uplink_fd)
-        audit_fd = None
-        if spec.audit is not None and not spec.dry_run:
-            audit_fd = open_audit(spec.audit)
-            stack.callback(os.close, audit_fd)
         try:
             directory = os.getcwd()
         except OSError as error:
             raise UsageError(
                 f"the working directory: {error.strerror}", remedy="change to one that exists"
             ) from error
-        found = Request(
-            spec, user, policy, upstream_ca, audit_fd, uplink_fd, nameservers, directory
-        )
-        yield replace(found, policy=found.identify(policy))
+        found = Request(spec, user, policy, upstream_ca, None, uplink_fd, nameservers, directory)
+        for path in spec.policies:
+            found.real_path("--policy", path)
+        if spec.upstream_ca is not None:
+            found.real_path("--upstream-ca", spec.upstream_ca)
+        audit_fd = _open_audit(found, stack)
+        yield replace(found, policy=found.identify(policy), audit_fd=audit_fd)
+
+
+def _open_audit(request: Request, stack: ExitStack) -> int | None:
+    target = request.spec.audit
+    if target is None or request.spec.dry_run:
+        return None
+    if not target.startswith("fd:"):
+        above, name = os.path.split(target)
+        target = os.path.join(request.real_path("--audit", above or "."), name)
+    audit = open_audit(target)
+    stack.callback(os.close, audit)
+    for fd in request.spec.keep_fds:
+        if os.path.sameopenfile(fd, audit):
+            raise UsageError(f"--keep-fd {fd}: it is the audit", remedy="keep that from CMD")
+    return audit
 
 
 def addresses_of_uplink() -> frozenset[IPv4Address | IPv6Address]:

@@ -195,7 +195,8 @@ def survey(directory: Path = layout.RUN_DIR) -> tuple[list[Record], frozenset[st
                 gone.append(path)
                 continue
             taken.add(path.name.removesuffix(SUFFIX))
-            record = _decode(os.read(fd, 1 << 20))
+            # As long as CMD's arguments, which may be megabytes.
+            record = _decode(os.pread(fd, os.fstat(fd).st_size, 0))
             if record is not None:
                 records.append(record)
         finally:

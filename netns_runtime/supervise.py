@@ -53,7 +53,8 @@ class StatusWriter:
     """`--status-fd N`: one JSON object a line. Nobody reading is no error."""
 
     def __init__(self, fd: int | None) -> None:
-        self._fd = fd
+        # Our own: stdin and stdout are let go of while CMD runs (running).
+        self._fd = None if fd is None else os.dup(fd)
 
     def write(self, event: str, **fields: Any) -> None:
         if self._fd is None:

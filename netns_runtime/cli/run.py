@@ -1,11 +1,13 @@
 """`netns-run`: reads the command line, runs the sandbox, and ends with its exit status.
 
-Every error that a person can cause or mend is one line on stderr and exit status 125.
+Every error is one line on stderr and exit status 125, so that it is never taken for CMD's own.
+SIGTERM and SIGHUP undo what was set up, as Ctrl-C does.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from netns_runtime import __version__
@@ -16,6 +18,13 @@ from netns_runtime.errors import EXIT_FAILED, NetnsError
 
 def main() -> int:
     """The process: its value is the exit status."""
+    _fill_streams()
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # Inherited, it would have the kernel reap our children unseen.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     try:
         return _run(sys.argv[1:])
     except NetnsError as error:
@@ -29,6 +38,28 @@ def main() -> int:
         return EXIT_FAILED
     except Exception as error:
         return internal_error("netns-run", error)
+
+
+def _end(number: int, _frame: object) -> None:
+    """Unwind, and let nothing interrupt that."""
+    for other in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _fill_streams() -> None:
+    """Where 0, 1 or 2 is closed, some descriptor of ours would take its number and its fate.
+
+    What fills them is close-on-exec, which is how CMD's are told apart (enter_launch).
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as we live
 
 
 def _run(words: list[str]) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from netns_runtime import layout
 from netns_runtime.errors import StepError, step_error
+from netns_runtime.namespace.filesystem_mounts import unescape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,11 +51,11 @@ def find_hierarchies(mounts: str) -> Hierarchies | None:
     """Read /proc/mounts; None without a cgroup v2 mount."""
     unified: Path | None = None
     version1: dict[str, Path] = {}
-    for line in mounts.splitlines():
+    for line in mounts.split("\n"):
         fields = line.split(" ")
         if len(fields) < 4:
             continue
-        where = Path(fields[1].encode().decode("unicode_escape"))
+        where = Path(unescape(fields[1]))
         if fields[2] == "cgroup2" and unified is None:
             unified = where
         elif fields[2] == "cgroup":
@@ -66,7 +67,7 @@ def find_hierarchies(mounts: str) -> Hierarchies | None:
 
 def hierarchies() -> Hierarchies:
     """This machine's hierarchies. Raises StepError with the remedy when there is no cgroup v2."""
-    found = find_hierarchies(PROC_MOUNTS.read_text(encoding="utf-8"))
+    found = find_hierarchies(os.fsdecode(PROC_MOUNTS.read_bytes()))
     if found is None:
         raise StepError(
             "cgroup: no cgroup v2 hierarchy is mounted",
@@ -89,7 +90,10 @@ class Cgroups:
 
 @contextlib.contextmanager
 def create_cgroups(where: Hierarchies, name: str, limits: Limits) -> Iterator[Cgroups]:
-    """Make the sandbox's cgroups with its limits, and remove them at the end."""
+    """Make the sandbox's cgroups with its limits, and remove them at the end.
+
+    The name is the caller's alone (state.claim), so a cgroup that has it is a killed run's.
+    """
     own = where.parent / name
     wanted = {"pids": limits.pids, "memory": limits.memory}
     made: list[Path] = []
@@ -97,6 +101,8 @@ def create_cgroups(where: Hierarchies, name: str, limits: Limits) -> Iterator[Cg
         step = f"cgroup {own}"
         try:
             where.parent.mkdir(exist_ok=True)
+            if own.is_dir():
+                remove(own)
             own.mkdir()
             made.append(own)
             for controller, value in wanted.items():

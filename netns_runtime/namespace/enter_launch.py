@@ -128,7 +128,8 @@ class Child:
         self._tell(b"K %d" % number)
 
     def _tell(self, message: bytes) -> None:
-        with suppress(BrokenPipeError, ConnectionError, BlockingIOError):
+        # A signal may still come when all of it is over and closed.
+        with suppress(OSError):
             self._control.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def handle(self) -> Event:

@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from netns_runtime import layout
 from netns_runtime.errors import UsageError
 from netns_runtime.namespace.filesystem_mounts import (
     KERNEL_FILESYSTEMS,
@@ -39,6 +40,8 @@ SYSTEM_PLACES: Final = (
     *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/opt", "/sbin", "/srv", "/usr"),
     *("/var/lib", "/var/spool"),
 )
+# Holds .bashrc and .ssh/authorized_keys; a directory below it may be worked in.
+HOME_OF_ROOT: Final = "/root"
 LINKS_OF_PROC: Final = frozenset({"self", "thread-self", "mounts", "net"})
 
 
@@ -91,8 +94,8 @@ class ViewPlan:
 
 def read_host() -> Host:
     """Look at the host. Raises OSError where /proc is not what Linux promises."""
-    with open("/proc/self/mountinfo", errors="surrogateescape") as table:
-        mounts = parse_mountinfo(table.read())
+    with open("/proc/self/mountinfo", "rb") as table:
+        mounts = parse_mountinfo(os.fsdecode(table.read()))
     return Host(mounts, host_socket_paths(mounts), tuple(_proc_covers()))
 
 
@@ -123,6 +126,8 @@ def plan_view(
 
     Mounting is in the order of the list: what comes later lies over what came before.
     """
+    if is_below(cwd, str(layout.RUN_DIR)):
+        raise UsageError(f"the working directory: {cwd} is netns-run's own", remedy="leave it")
     writable = [_resolve(path, cwd, "--writable") for path in view.writable]
     exposed = [_resolve(path, cwd, "--expose-socket") for path in view.expose_sockets]
     read_only = view.read_only and "/" not in writable
@@ -227,9 +232,10 @@ def _above(path: str, hidden: Sequence[str]) -> Iterable[str]:
 def may_be_written(cwd: str, hidden: Sequence[str] = ()) -> bool:
     """Whether starting in `cwd` makes it writable under --read-only.
 
-    Not /, not a place of the system, and nothing that contains one: root outside trusts those.
+    Not /, not a place of the system or root's home, and nothing that contains one: root outside
+    trusts those.
     """
-    guarded = (*SYSTEM_PLACES, *KERNEL_PLACES, *hidden)
+    guarded = (*SYSTEM_PLACES, *KERNEL_PLACES, *hidden, HOME_OF_ROOT)
     if any(is_below(place, cwd) for place in guarded):
         return False
     return not _is_under(cwd, (*SYSTEM_PLACES, *KERNEL_PLACES))
@@ -263,6 +269,8 @@ def _resolve(path: str, cwd: str, option: str) -> str:
             f"{option} {path}: {resolved} belongs to the kernel",
             remedy="name a path outside /proc, /sys and /dev",
         )
+    if is_below(resolved, str(layout.RUN_DIR)):
+        raise UsageError(f"{option} {path}: it is netns-run's own", remedy="name another path")
     return resolved
 
 

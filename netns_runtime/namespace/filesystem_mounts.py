@@ -68,17 +68,19 @@ class Mount:
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
     """The mounts in the kernel's order: a later one at the same point hides an earlier one."""
     mounts = []
-    for line in text.splitlines():
+    # Only a line feed ends a line: names may hold what str.splitlines takes for an end.
+    for line in filter(None, text.split("\n")):
         left, separator, right = line.partition(" - ")
         fields = left.split(" ")
         if not separator or len(fields) < 6:
             raise ValueError(f"not a line of mountinfo: {line!r}")
         device, root, point = fields[2:5]
-        mounts.append(Mount(_unescape(point), _unescape(root), device, right.split(" ")[0]))
+        mounts.append(Mount(unescape(point), unescape(root), device, right.split(" ")[0]))
     return tuple(mounts)
 
 
-def _unescape(field: str) -> str:
+def unescape(field: str) -> str:
+    """A field of the kernel's mount tables as it is: white space and backslashes are in octal."""
     if "\\" not in field:
         return field
     raw = _OCTAL.sub(lambda match: chr(int(match[1], 8)), os.fsencode(field).decode("latin-1"))

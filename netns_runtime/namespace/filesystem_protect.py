@@ -78,7 +78,9 @@ def protect(
         for alias in aliases_of(os.path.realpath(path), mounts):
             if not os.path.lexists(alias):
                 continue
-            found[alias] = Cover(alias, How.READ_ONLY, must=True)
+            # A read-only mount does not keep anybody from writing to a FIFO.
+            how = How.HIDE if stat.S_ISFIFO(os.lstat(alias).st_mode) else How.READ_ONLY
+            found[alias] = Cover(alias, how, must=True)
             above = os.path.dirname(alias)
             while above != "/":
                 if could_rename(above, identity):

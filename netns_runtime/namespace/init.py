@@ -228,6 +228,9 @@ class Init:
 def main() -> NoReturn:
     """Fork CMD, then watch it until one side ends."""
     must(libc("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        # CMD's process may be interrupted before it is CMD: that needs no traceback.
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     job = read_job(int(sys.argv[1]))
     make_runtime_dir(job)
     gate_read, gate_write = os.pipe()

@@ -9,9 +9,9 @@ with the programs as bytes for bubblewrap's `--add-seccomp-fd`, or with StepErro
 from __future__ import annotations
 
 import errno
+import os
 import platform
 import struct
-import tempfile
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,7 +106,7 @@ def _denials(machine: str) -> bytes:
     rules.set_attr(seccomp.Attr.CTL_OPTIMIZE, 2)  # binary tree
     rules.add_arch(seccomp.Arch.X86 if machine == "x86_64" else seccomp.Arch.ARM)
     _add_denials(rules, seccomp)
-    with tempfile.TemporaryFile() as program:
+    with os.fdopen(os.memfd_create("netns-run", os.MFD_CLOEXEC), "w+b") as program:
         rules.export_bpf(program)
         program.seek(0)
         return program.read()

@@ -9,7 +9,9 @@ those are skipped; nothing here raises for what the kernel shows.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 ACCEPTS: Final = 0x00010000  # __SO_ACCEPTCON
 DATAGRAM: Final = 0x0002
+# unix_seq_show: "%pK: %08X %08X %08X %04X %02X %5lu", then the name as its owner gave it. A name
+# may hold anything, line feeds too, so that an entry begins only where all of this is there.
+_ENTRY: Final = re.compile(
+    r"^[0-9a-f]{8,16}: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) ([0-9A-F]{4}) [0-9A-F]{2} +([0-9]+)",
+    re.MULTILINE | re.ASCII,
+)
 PROC: Final = Path("/proc")
 
 
@@ -34,12 +42,14 @@ class BoundSocket:
 def parse_unix_table(text: str) -> frozenset[BoundSocket]:
     """/proc/net/unix: sockets with a path that listen or take datagrams; no abstract ones."""
     found = set()
-    for line in text.splitlines()[1:]:
-        fields = line.split(None, 7)
-        if len(fields) < 8 or fields[7].startswith("@"):
+    entries = list(_ENTRY.finditer(text))
+    for entry, following in zip_longest(entries, entries[1:]):
+        path = text[entry.end() + 1 : following.start() if following else len(text)]
+        path = path.removesuffix("\n")
+        if not path or path.startswith("@"):
             continue
-        if int(fields[3], 16) & ACCEPTS or int(fields[4], 16) == DATAGRAM:
-            found.add(BoundSocket(fields[7], int(fields[6])))
+        if int(entry[1], 16) & ACCEPTS or int(entry[2], 16) == DATAGRAM:
+            found.add(BoundSocket(path, int(entry[3])))
     return frozenset(found)
 
 
@@ -105,4 +115,4 @@ def _processes() -> Iterator[Path]:
 
 
 def _read(path: Path) -> str:
-    return path.read_text(errors="surrogateescape")
+    return os.fsdecode(path.read_bytes())

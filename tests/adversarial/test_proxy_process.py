@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,9 @@ import pytest
 import netns_runtime
 from netns_runtime import layout
 from netns_runtime.config import Limits, ProxyConfig
-from netns_runtime.policy import Endpoint, Policy, Rule
+from netns_runtime.policy import EMPTY, Endpoint, Policy, Rule
+from netns_runtime.proxy.admit import ACCESS_DENIED
+from tests.support.hellos import real_hello
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,13 +55,23 @@ class Running:
                 answer += part
         return answer
 
+    def told(self, kind: str) -> dict[str, Any]:
+        """The next message of that kind."""
+        while True:
+            message: dict[str, Any] = json.loads(self.control.recv(65536))
+            assert message["kind"] != "report", message
+            if message["kind"] == kind:
+                return message
+
     def status(self) -> dict[str, str]:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
 
 
 @contextmanager
-def running(tmp_path: Path, *, unreadable: bool = False, **config: Any) -> Iterator[Running]:
+def running(
+    tmp_path: Path, *, unreadable: bool = False, more: dict[str, int] | None = None, **config: Any
+) -> Iterator[Running]:
     start = ["-I", "-m", "netns_runtime.proxy"]
     if unreadable:
         copy = tmp_path / "package" / "netns_runtime"
@@ -74,7 +86,7 @@ def running(tmp_path: Path, *, unreadable: bool = False, **config: Any) -> Itera
         "policy": Policy((Rule("test rule", endpoints),)),
         "cookie": 1,
         "limits": Limits(flows=50),
-        "descriptors": ("explicit", "audit"),
+        "descriptors": ("explicit", "audit", *(more or {})),
     }
     audit = os.open(tmp_path / "audit", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -85,7 +97,7 @@ def running(tmp_path: Path, *, unreadable: bool = False, **config: Any) -> Itera
         try:
             there.close()
             message = pickle.dumps(ProxyConfig(**(settings | config)))
-            socket.send_fds(here, [message], [listener.fileno(), audit])
+            socket.send_fds(here, [message], [listener.fileno(), audit, *(more or {}).values()])
             assert json.loads(here.recv(4096)) == {"kind": "ready"}
             yield Running(process, here, listener.getsockname()[1])
         finally:
@@ -112,7 +124,7 @@ def upstream() -> Iterator[int]:
                 client, _ = listener.accept()
             except OSError:
                 return
-            with client:
+            with client, suppress(ConnectionResetError):
                 client.recv(4096)
                 client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 
@@ -193,6 +205,53 @@ def test_everything_works_when_nothing_can_be_imported_any_more(
                 raise AssertionError(proxy.control.recv(65536))
             proxy.control.send(b'{"kind":"stop"}')
             assert proxy.process.wait(5) == 0
+
+
+def test_redirected_flows_dns_and_a_new_policy_need_no_import_either(tmp_path: Path) -> None:
+    with (
+        upstream() as port,
+        socket.create_server(("127.0.0.1", 0)) as transparent,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        more = {"transparent": transparent.fileno(), "dns_udp": udp.fileno()}
+        with running(tmp_path, unreadable=True, more=more) as proxy:
+            where = transparent.getsockname()
+            # Its own address is the original destination, an address that the policy lists.
+            for words, answer in (
+                (real_hello("other.test"), ACCESS_DENIED),
+                (b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n", b"HTTP/1.1 403 "),
+            ):
+                with socket.create_connection(where, timeout=5) as client:
+                    client.sendall(words)
+                    assert client.recv(len(answer)) == answer
+            tunnel = f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode()
+            request = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+            assert proxy.ask(tunnel + request, b"hi").endswith(b"\r\n\r\nhi")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(5)
+                for name, count in (("up.test", 1), ("evil.test", 0)):
+                    query = dns.message.make_query(name, "A", use_edns=0)
+                    client.sendto(query.to_wire(), udp.getsockname())
+                    if not count:
+                        asked = proxy.told("owner")
+                        assert asked["protocol"] == "udp"
+                        reply = {"kind": "owner", "id": asked["id"], "pid": 7, "comm": "dig"}
+                        proxy.control.send(json.dumps(reply).encode())
+                    assert len(dns.message.from_wire(client.recv(4096)).answer) == count
+            with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as client:
+                client.sendall(tunnel)
+                assert b" 200 " in client.recv(4096)
+                fd = os.memfd_create("policy")
+                os.write(fd, pickle.dumps(EMPTY))
+                socket.send_fds(proxy.control, [b'{"kind":"policy"}'], [fd])
+                os.close(fd)
+                assert proxy.told("policy") == {"kind": "policy", "closed": 1}
+            assert b" 403 " in proxy.ask(tunnel)
+            proxy.control.send(b'{"kind":"stop"}')
+            assert proxy.process.wait(5) == 0
+    reasons = [line.get("reason") for line in audited(tmp_path)]
+    assert {"sni_mismatch", "host_mismatch", "policy changed"} <= set(reasons)
 
 
 def test_stop_writes_the_last_line_of_every_flow_and_flows_are_told(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ PUSH: Final = b"\x02"
 
 
 def serve() -> None:
-    """First byte ECHO: echo. PUSH: push until the client has gone. None: wait for the client's end."""
+    """First byte ECHO: echo. PUSH: push until the client has gone. None: wait for its end."""
     listener = socket.create_server(("0.0.0.0", SERVER_PORT), backlog=1024)
     listener.setblocking(False)
     poller = select.epoll()

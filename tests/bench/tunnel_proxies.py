@@ -1,8 +1,8 @@
 """The proxies that tests.bench.tunnel compares: each a command that listens on the middle address.
 
-`command_of` gives a command line and what it listens on, or says which package is missing. Ours is
-started here as the supervisor starts it (`python -m tests.bench.tunnel_proxies ADDRESS SERVER`), with
-a second, transparent listening socket for what the middle namespace redirects (`REDIRECTED`).
+`contenders` gives command lines and what they listen on, and says which packages are missing. Ours
+is started here as the supervisor starts it (`python -m tests.bench.tunnel_proxies ADDRESS SERVER`),
+with a second, transparent listening socket for what the middle namespace redirects (`REDIRECTED`).
 """
 
 from __future__ import annotations

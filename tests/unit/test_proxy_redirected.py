@@ -252,8 +252,8 @@ async def serve_http(stream: trio.SocketStream) -> None:
                     b"Upgrade: websocket\r\n\r\n"
                 )
                 await stream.send_all(data)
-                async for part in stream:
-                    await stream.send_all(part)
+                async for frame in stream:
+                    await stream.send_all(frame)
                 return
             length = f"Content-Length: {len(head)}\r\n\r\n".encode()
             await stream.send_all(b"HTTP/1.1 200 OK\r\n" + length + head)

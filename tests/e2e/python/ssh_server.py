@@ -38,7 +38,7 @@ async def main(port: int, directory: Path) -> None:
     options: dict[str, Any] = {"encoding": None, "process_factory": run}
     key = asyncssh.generate_private_key("ssh-ed25519")
     async with asyncssh.listen(
-        "::", port, server_factory=Everybody, server_host_keys=[key], **options
+        "", port, server_factory=Everybody, server_host_keys=[key], **options
     ):
         print("listening", flush=True)
         await asyncio.to_thread(sys.stdin.read)
