@@ -33,7 +33,8 @@ class ProxyConfig:
     `--uplink` the host's daemons are never asked, so `use_system_resolver` is False and
     `nameservers` (address, port) hold what to ask instead. `own_addresses` are the uplink's own,
     which screening refuses. `descriptors` names the order of the file descriptors that came along:
-    "explicit" (listening socket in the gateway), "audit", "owners" (BPF map, read-only).
+    "explicit", "transparent" (listening sockets in the gateway), "dns_udp", "dns_tcp", "audit",
+    "owners" (BPF map, read-only).
     """
 
     sandbox: str

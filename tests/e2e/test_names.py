@@ -6,9 +6,10 @@ import json
 import os
 import socket
 import subprocess
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -209,9 +210,18 @@ for path in sys.argv[1:]:
 """
 
 
+def hang_up_on_everybody(sock: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            sock.accept()[0].close()
+
+
 @contextmanager
 def listening(path: Path) -> Iterator[None]:
-    """A socket there unless the host has one, so that the test cannot pass by its absence."""
+    """A socket there unless the host has one, so that the test cannot pass by its absence.
+
+    It hangs up on everybody at once: glibc on the host asks nscd too, and would wait for an answer.
+    """
     if path.exists():
         yield
         return
@@ -221,8 +231,10 @@ def listening(path: Path) -> Iterator[None]:
     try:
         sock.bind(str(path))
         sock.listen()
+        Thread(target=hang_up_on_everybody, args=(sock,), daemon=True).start()
         yield
     finally:
+        sock.shutdown(socket.SHUT_RDWR)
         sock.close()
         path.unlink()
         for parent in path.parents:

@@ -9,6 +9,7 @@ import pytest
 
 from netns_runtime import request
 from netns_runtime.errors import UsageError
+from netns_runtime.policy import Policy
 from netns_runtime.spec import Spec
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def test_uid_zero_is_read_only_unless_everything_is_writable() -> None:
     }
     for (user, writable), expected in cases.items():
         made = request.Request(
-            spec(writable=writable), user, request.Policy(), None, None, None, (), "/"
+            spec(writable=writable), user, Policy(), None, None, None, (), "/"
         )
         assert made.is_read_only is expected
 
