@@ -195,4 +195,5 @@ def tell_refusal(event: dict[str, Any]) -> None:
     port = f":{event['port']}" if "port" in event else ""
     to = f" to {where}{port}" if where else ""
     times = f" {event['count']} times" if event.get("count", 1) > 1 else ""
-    complain(f"refused {who}{to}{times}: {event.get('reason')}; {event.get('remedy')}")
+    why = "; ".join(str(event[key]) for key in ("reason", "remedy") if key in event)
+    complain(f"refused {who}{to}{times}: {why}")

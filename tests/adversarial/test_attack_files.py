@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from netns_runtime.errors import UsageError
 from netns_runtime.layout import RUN_DIR
 from netns_runtime.namespace.filesystem import Host, View, may_be_written, plan_view
 from netns_runtime.namespace.filesystem_protect import Identity
-from tests.support.run import netns_run
+from tests.support.run import Running, netns_run
 
 if TYPE_CHECKING:
     from tests.support.run import Result
@@ -160,3 +161,32 @@ def test_our_state_and_control_sockets_cannot_be_let_in(option: list[str]) -> No
 def test_uid_0_does_not_get_the_home_of_root_by_starting_there() -> None:
     assert not may_be_written("/root")
     assert may_be_written("/root/project")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a rename over a mount point from outside detaches it (Linux 3.18, detach_mounts)",
+)
+def test_a_policy_that_an_editor_replaced_meanwhile_stays_out_of_reach(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY)
+    for path in (tmp_path, policy):
+        os.chown(path, STRANGER, STRANGER)
+    script = "echo up; read line; echo forged >> policy.yaml && echo wrote; exit 0"
+    env = {"SUDO_UID": str(STRANGER), "SUDO_GID": str(STRANGER)}
+    with Running(
+        *("--policy", "policy.yaml"),
+        cmd=["sh", "-c", script],
+        cwd=tmp_path,
+        env=env,
+        stdin=subprocess.PIPE,
+    ) as running:
+        assert running.line() == "up\n"
+        edited = tmp_path / "policy.yaml.new"
+        edited.write_text(POLICY)
+        os.chown(edited, STRANGER, STRANGER)
+        edited.rename(policy)
+        running.tell("")
+        result = running.wait(10)
+    assert result.stdout == "", result.told()
+    assert policy.read_text() == POLICY

@@ -22,7 +22,7 @@ from tests.support.lab import CHECKOUT
 from tests.support.run import CLIENT_PYTHON, PYTHON, netns_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     from tests.support.lab import Lab
     from tests.support.run import Result
@@ -123,7 +123,14 @@ DIRECT: Final[tuple[Direct, ...]] = (
     ),
     Direct(
         "openssl",
-        (*S_CLIENT.split(), "-connect", "{host}:443", "-servername", "{host}", "-verify_return_error"),
+        (
+            *S_CLIENT.split(),
+            "-connect",
+            "{host}:443",
+            "-servername",
+            "{host}",
+            "-verify_return_error",
+        ),
         "/openssl",
         "BIO_lookup",
         ("https",),
@@ -218,12 +225,19 @@ class Case:
         return f"{self.client.name} {self.scheme}"
 
     def host(self, suffix: str) -> str:
+        """A host below `suffix` that is this case's own."""
         return f"{self.client.label}-{self.scheme}.{suffix}"
+
+    def address(self, version: str) -> str:
+        """A literal address that is this case's own, where nobody is."""
+        number = CASES.index(self)
+        return f"203.0.113.{100 + number}" if version == "4" else f"2001:db8:0:9::{number + 1:x}"
 
     def asked(self, host: str, family: str, lab: Lab) -> dict[str, Any]:
         """What `batch_script` wants to know."""
         values = {"host": host, "scheme": self.scheme, "family": family, "ca": lab.ca_file}
-        values["url"] = f"{self.scheme}://{host}/"
+        in_url = f"[{host}]" if ":" in host else host
+        values["url"] = f"{self.scheme}://{in_url}/"
         argv = [_filled(word, values) for word in self.client.argv]
         stdin = _filled(self.client.stdin, values)
         return {"argv": argv, "stdin": stdin, "keeps": self.client.keeps}
@@ -294,10 +308,9 @@ def make_repository(lab: Lab) -> None:
 
 
 def run_batch(
-    lab: Lab, suffix: str, family: str, *options: str, cases: Iterable[Case] = CASES
+    lab: Lab, hosts: Mapping[Case, str], family: str, *options: str
 ) -> tuple[dict[Case, Outcome], Result]:
-    """Run the cases in one sandbox, each against its own host below `suffix`."""
-    hosts = {case: case.host(suffix) for case in cases}
+    """Run the cases in one sandbox, each against its host, which no other has."""
     clients = {host: case.asked(host, family, lab) for case, host in hosts.items()}
     asked = {"drop": DROPPED, "env": trust(lab), "clients": clients}
     result = netns_run(
@@ -308,6 +321,11 @@ def run_batch(
     return {case: _outcome(host, ended[host], result) for case, host in hosts.items()}, result
 
 
+def below(suffix: str) -> dict[Case, str]:
+    """All cases, each with its host below `suffix`."""
+    return {case: case.host(suffix) for case in CASES}
+
+
 def _outcome(host: str, ended: dict[str, Any], result: Result) -> Outcome:
-    events = [event for event in result.audit if event.get("host") == host]
+    events = [event for event in result.audit if host in (event.get("host"), event.get("address"))]
     return Outcome(host, ended["status"], ended["stdout"] + ended["stderr"], ended["ended"], events)

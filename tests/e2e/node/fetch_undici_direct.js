@@ -6,6 +6,6 @@ fetch(process.argv[2])
     if (!response.ok) throw new Error(`status ${response.status}`);
   })
   .catch((error) => {
-    for (let cause = error; cause; cause = cause.cause) console.error(cause.message);
+    for (let cause = error; cause; cause = cause.cause) console.error(cause.message || cause.code);
     process.exitCode = 1;
   });
