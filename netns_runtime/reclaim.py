@@ -86,7 +86,7 @@ def _reclaim_probe(live: set[int], *, pins: bool) -> tuple[int, tuple[str, ...]]
     from netns_runtime.probes import pins as pinned
 
     try:
-        place = pinned.bpffs_of(pinned.MOUNTS.read_text(encoding="utf-8"))
+        place = pinned.bpffs_of(pinned.MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError:
         return 0, ()
     if place is None:

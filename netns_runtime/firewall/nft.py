@@ -8,6 +8,7 @@ A ruleset is loaded in one transaction and read back; a difference is an error, 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,15 @@ def _open() -> Any:
             "gateway rules: Python's nftables binding is missing",
             remedy="apt-get install python3-nftables",
         ) from error
-    binding = nftables.Nftables()
+    try:
+        binding = nftables.Nftables()
+    except (OSError, AttributeError) as error:
+        # The binding's __del__ would complain of what its __init__ did not get to.
+        sys.unraisablehook = lambda _: None
+        raise StepError(
+            f"gateway rules: libnftables does not work: {error}",
+            remedy="apt-get install --reinstall libnftables1 python3-nftables",
+        ) from error
     binding.set_json_output(True)
     return binding
 

@@ -40,7 +40,7 @@ def bpffs_of(mounts: str) -> Path | None:
 
 def open_bpffs() -> Path:
     """The bpffs to use, mounted for all if nobody has yet, as systemd and bpftool do."""
-    place = bpffs_of(MOUNTS.read_text(encoding="utf-8"))
+    place = bpffs_of(MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
     if place is not None:
         return place
     libc = ctypes.CDLL(None, use_errno=True)
@@ -141,7 +141,7 @@ def stale_sets(bpffs: Path, current: str) -> list[Path]:
 
 def remove_stale_sets(bpffs: Path | None = None) -> tuple[str, ...]:
     """Unpin the stale sets, and the halves of sets that died launches left. Their names."""
-    place = bpffs or bpffs_of(MOUNTS.read_text(encoding="utf-8"))
+    place = bpffs or bpffs_of(MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
     if place is None:
         return ()
     current = set_name(hooks.source_text())

@@ -112,7 +112,6 @@ def test_a_machine_without_bubblewrap_is_told_so_in_one_line() -> None:
     assert_refused(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.mark.xfail(strict=True, reason="firewall/nft.py lets the binding's errors through")
 def test_a_machine_without_libnftables_is_told_so_in_one_line() -> None:
     library = next(Path("/usr/lib").glob("*/libnftables.so.1")).resolve()
     done = broken(str(library))

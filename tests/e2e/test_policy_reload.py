@@ -80,10 +80,7 @@ def test_a_swap_opens_closes_and_leaves_what_the_new_policy_says(lab: Lab, tmp_p
         assert told(running, "ask 1") == "closed"
         assert told(running, "open other.test 7") == "200"
         assert told(running, "open api.lab.test 7") == "403"
-        assert running.process.stdin is not None
-        running.process.stdin.close()
-        running.process.stdin = None
-        result = running.wait()
+        result = running.wait(given=b"")
     closed = [event for event in result.events("flow.closed") if event["host"] == "api.lab.test"]
     assert [event["said_by"] for event in closed] == ["policy"], result.told()
 
@@ -105,6 +102,7 @@ def test_flows_shows_what_is_open_with_its_process(lab: Lab) -> None:
         assert flows[0]["exe"].startswith("/usr/bin/python3")
         shown = netns_debug("flows", name)
         assert "web.lab.test:7" in shown.stdout
+        assert running.wait(given=b"").status == 0
 
 
 def test_a_sandbox_that_is_not_there_is_one_line() -> None:

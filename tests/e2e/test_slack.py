@@ -18,8 +18,6 @@ from tests.support.lab_slack import HOST, SOCKET_HOSTS
 from tests.support.run import NODE_MODULES, Running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.support.lab import Lab
     from tests.support.run import Result
 
@@ -62,7 +60,7 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def lives(lab_of_all: Lab) -> Iterator[dict[Way, Life]]:
+def lives(lab_of_all: Lab) -> dict[Way, Life]:
     names = {way: f"{way.bolt}-{way.entry}-{os.getpid()}" for way in WAYS}
     with ExitStack() as stack:
         running = {
@@ -72,7 +70,7 @@ def lives(lab_of_all: Lab) -> Iterator[dict[Way, Life]]:
             for way, name in names.items()
         }
         results = {way: app.wait(60) for way, app in running.items()}
-    yield {
+    return {
         way: Life(
             result,
             [

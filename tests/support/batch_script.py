@@ -1,8 +1,9 @@
 """usage: batch_script.py < JSON: runs many clients inside one sandbox, two at a time.
 
-Input: {"drop": variables, "env": variables, "clients": {name: {"argv", "stdin", "keeps"}}}. A client that does
-not keep them runs without the variables of "drop". Output: {name: {"status", "stdout", "stderr",
-"ended" (seconds since the epoch)}}; the status of one that was killed after `TIMEOUT` is null.
+Input: {"drop": names, "env": variables, "clients": {name: {"argv", "stdin", "keeps"}}}. A client
+that does not keep them runs without the variables of "drop". Output: {name: {"status", "stdout",
+"stderr", "ended" (seconds since the epoch)}}; a client that was killed after `TIMEOUT` has the
+status null.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ import subprocess
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
-from pathlib import Path
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
+from netns_runtime import layout
 from netns_runtime.environment import PROXY_VARIABLES
 from tests.support.clients import node, node_version, python, trust
 from tests.support.lab import CHECKOUT
@@ -23,6 +24,7 @@ from tests.support.run import CLIENT_PYTHON, PYTHON, netns_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.support.lab import Lab
     from tests.support.run import Result
@@ -42,7 +44,8 @@ NO_NAME: Final = "ENOTFOUND"
 
 @dataclass(frozen=True)
 class Direct:
-    """A client. `argv` may hold {url}, {host}, {scheme}, {family} (4 or 6) and {ca}.
+    """A client. `argv` may hold {url}, {host}, {authority} (an address
+    in brackets), {family} (4 or 6) and {ca}.
 
     `exe` ends the path of the executable that connects; `said` is in its output when it got
     through, `unknown` when the name was refused. `keeps`: it has the proxy variables and ignores
@@ -114,7 +117,7 @@ DIRECT: Final[tuple[Direct, ...]] = (
     ),
     Direct(
         "git over ssh",
-        ("sh", "-c", CLONE, "git", "ssh://git@{host}/" + REPOSITORY, SSH),
+        ("sh", "-c", CLONE, "git", "ssh://git@{authority}/" + REPOSITORY, SSH),
         "/ssh",
         "Could not resolve hostname",
         ("ssh",),
@@ -126,7 +129,7 @@ DIRECT: Final[tuple[Direct, ...]] = (
         (
             *S_CLIENT.split(),
             "-connect",
-            "{host}:443",
+            "{authority}:443",
             "-servername",
             "{host}",
             "-verify_return_error",
@@ -235,9 +238,9 @@ class Case:
 
     def asked(self, host: str, family: str, lab: Lab) -> dict[str, Any]:
         """What `batch_script` wants to know."""
-        values = {"host": host, "scheme": self.scheme, "family": family, "ca": lab.ca_file}
-        in_url = f"[{host}]" if ":" in host else host
-        values["url"] = f"{self.scheme}://{in_url}/"
+        values = {"host": host, "family": family, "ca": lab.ca_file}
+        values["authority"] = f"[{host}]" if ":" in host else host
+        values["url"] = f"{self.scheme}://{values['authority']}/"
         argv = [_filled(word, values) for word in self.client.argv]
         stdin = _filled(self.client.stdin, values)
         return {"argv": argv, "stdin": stdin, "keeps": self.client.keeps}
@@ -282,7 +285,9 @@ def build_programs() -> None:
     go, java = SOURCES / "go/get.go", SOURCES / "java/Get.java"
     environment = {
         **os.environ,
-        **{"CGO_ENABLED": "0", "GO111MODULE": "off", "GOTOOLCHAIN": "local"},
+        "CGO_ENABLED": "0",
+        "GO111MODULE": "off",
+        "GOTOOLCHAIN": "local",
         "GOCACHE": str(PROGRAMS / "cache"),
     }
     if not _is_newer(GO, go):
@@ -327,5 +332,17 @@ def below(suffix: str) -> dict[Case, str]:
 
 
 def _outcome(host: str, ended: dict[str, Any], result: Result) -> Outcome:
-    events = [event for event in result.audit if host in (event.get("host"), event.get("address"))]
+    addresses = {host, *_virtual_addresses(host, result)}
+    events = [
+        event
+        for event in result.audit
+        if event.get("host") == host or event.get("address") in addresses
+    ]
     return Outcome(host, ended["status"], ended["stdout"] + ended["stderr"], ended["ended"], events)
+
+
+def _virtual_addresses(host: str, result: Result) -> set[str]:
+    """What stands for a host inside: a refused connect may have been told by its address alone."""
+    answered = [IPv4Address(event["address"]) for event in result.events("dns.answered", host=host)]
+    prefix = int(layout.VIRTUAL_IPV6.network_address)
+    return {str(form) for four in answered for form in (four, IPv6Address(prefix | int(four)))}
