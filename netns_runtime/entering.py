@@ -59,10 +59,12 @@ def name_files(nsswitch: Path, hostname: str) -> tuple[BoundFile, ...]:
 
     nsswitch.conf(5) keeps the host's other databases; hosts(5) knows this machine alone.
     """
+    own = " ".join(dict.fromkeys((hostname, hostname.partition(".")[0])))
     hosts = (
         "127.0.0.1 localhost\n"
         "::1 localhost ip6-localhost ip6-loopback\n"
-        f"{layout.SANDBOX_IPV4} {' '.join(dict.fromkeys((hostname, hostname.partition('.')[0])))}\n"
+        f"{layout.SANDBOX_IPV4} {own}\n"
+        f"{layout.SANDBOX_IPV6} {own}\n"
     )
     resolv = f"nameserver {layout.GATEWAY_IPV4}\n"
     try:

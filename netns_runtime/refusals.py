@@ -97,11 +97,17 @@ class Refusals:
         if ipv4.version == 4:
             self._names[str(layout.VIRTUAL_IPV6.network_address + int(ipv4))] = name
 
-    def drain(self) -> None:
-        """Write an audit line for each event in the ring."""
+    def drain(self, catch_up: Callable[[], None] | None = None) -> None:
+        """Write an audit line for each event in the ring.
+
+        `catch_up` takes in what the proxy has said: a name is told before its address is answered,
+        so after reading events it is there for every one of them.
+        """
         if self._registration is None:
             return
         while events := self._registration.read_events():
+            if catch_up is not None:
+                catch_up()
             for event in events:
                 self._write_event(event)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import selectors
 import sys
 import time
@@ -104,7 +105,7 @@ class Supervisor:
             selector.register(self._proxy, selectors.EVENT_READ, self._on_proxy)
             selector.register(self._control, selectors.EVENT_READ, self._on_request)
             if self._registration is not None:
-                selector.register(self._registration, selectors.EVENT_READ, self._refusals.drain)
+                selector.register(self._registration, selectors.EVENT_READ, self._on_refusals)
             due = time.monotonic() + interval
             give_up = time.monotonic() + START_PATIENCE
             while self._status is None:
@@ -173,6 +174,13 @@ class Supervisor:
             complain(f"proxy: {message.get('line', '')}")
         else:
             self._requests.on_proxy(message)
+
+    def _on_refusals(self) -> None:
+        self._refusals.drain(self._catch_up_with_proxy)
+
+    def _catch_up_with_proxy(self) -> None:
+        while self._status is None and select.select([self._proxy], [], [], 0)[0]:
+            self._on_proxy()
 
     def _on_request(self) -> None:
         self._control.serve(self._requests.handle)

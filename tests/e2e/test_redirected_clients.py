@@ -46,7 +46,7 @@ FAMILIES: Final = {"four": ("4", world.WEB_IPV4), "six": ("6", world.WEB_IPV6)}
 
 REFUSED: Final = re.compile(
     "connection refused|ECONNREFUSED|failed to connect|couldn't connect|connect call failed"
-    "|ConnectException",
+    "|ConnectException|closed 1006",
     re.IGNORECASE,
 )
 CURL: Final = ("curl", "-sS", "--max-time", "10", "--noproxy", "*")

@@ -128,9 +128,10 @@ def test_each_socket_is_told_when_it_ends_with_what_it_carried(
 
 def test_its_websocket_ignores_the_proxy_variables_that_it_has(lives: dict[Way, Life]) -> None:
     result = lives[Way("bolt4", "redirected")].result
-    assert {event["entry"] for event in result.events("flow.decided")} == {"redirected"}
-    names = [event["host"] for event in result.events("dns.answered")]
-    assert sorted(names) == sorted({HOST, *SOCKET_HOSTS}), result.told()
+    assert result.stdout.startswith("https_proxy=http://10.200.0.1:3128\n"), result.told()
+    # What Node 24 makes of the variable in its own https module is REST's, and not the socket's.
+    names = {event["host"] for event in result.events("dns.answered")}
+    assert names - {HOST} == set(SOCKET_HOSTS), result.told()
 
 
 def told_until(word: str, lab: Lab, *options: str) -> Result:

@@ -23,7 +23,7 @@ from tests.support.lab import CHECKOUT
 from tests.support.run import CLIENT_PYTHON, PYTHON, netns_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tests.support.lab import Lab
@@ -48,8 +48,8 @@ class Direct:
     in brackets), {family} (4 or 6) and {ca}.
 
     `exe` ends the path of the executable that connects; `said` is in its output when it got
-    through, `unknown` when the name was refused. `keeps`: it has the proxy variables and ignores
-    them.
+    through, `unknown` when the name was refused, `denied` when a proxy that it uses said 403.
+    `keeps`: it has the proxy variables, and ignores them unless it is one of `TOLD`.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Direct:
     said: str = HELLO
     stdin: str = ""
     keeps: bool = False
+    denied: str = ""
 
     @property
     def label(self) -> str:
@@ -67,6 +68,7 @@ class Direct:
 
 
 PYTHON_EXE: Final = os.path.basename(os.path.realpath(PYTHON))
+JAVA: Final = ("java", "-XX:TieredStopAtLevel=1", "-cp", str(PROGRAMS), "Get", "{url}")
 RUBY: Final = """
     require "net/http"
     answer = Net::HTTP.get_response(URI(ARGV[0]))
@@ -142,7 +144,8 @@ DIRECT: Final[tuple[Direct, ...]] = (
     ),
     Direct("node fetch", (*node("fetch_builtin.js"), "{url}"), "/node", NO_NAME),
     Direct("node http", (*node("get_http.js"), "{url}", "{family}"), "/node", NO_NAME),
-    Direct("undici", (*node("fetch_undici_direct.js"), "{url}"), "/node", NO_NAME, keeps=True),
+    # Node 24 lets NODE_USE_ENV_PROXY decide for this one as well.
+    Direct("undici", (*node("fetch_undici_direct.js"), "{url}"), "/node", NO_NAME),
     Direct(
         "ws",
         (*node("ws_direct.js"), "{url}", "{family}"),
@@ -153,7 +156,16 @@ DIRECT: Final[tuple[Direct, ...]] = (
         keeps=True,
     ),
     *(
-        [Direct("node WebSocket", (*node("ws_builtin.js"), "{url}"), "/node", "", ("wss",), ECHOED)]
+        [
+            Direct(
+                "node WebSocket",
+                (*node("ws_builtin.js"), "{url}"),
+                "/node",
+                "1006",
+                ("wss",),
+                ECHOED,
+            )
+        ]
         if node_version() >= (22, 0)
         else []
     ),
@@ -176,12 +188,7 @@ DIRECT: Final[tuple[Direct, ...]] = (
         ECHOED,
     ),
     Direct("Go", (str(GO), "{url}", "{family}"), "/get", "no such host", keeps=True),
-    Direct(
-        "Java",
-        ("java", "-XX:TieredStopAtLevel=1", "-cp", str(PROGRAMS), "Get", "{url}"),
-        "/java",
-        "UnresolvedAddressException",
-    ),
+    Direct("Java", JAVA, "/java", "UnresolvedAddressException"),
     Direct("Ruby", ("ruby", "-e", RUBY, "{url}"), "/ruby", "getaddrinfo"),
     Direct("Perl LWP", ("lwp-request", "-t", "10s", "{url}"), "/perl", "Can't connect"),
     Direct(
@@ -215,6 +222,22 @@ DIRECT: Final[tuple[Direct, ...]] = (
         keeps=True,
     ),
 )
+
+
+TOLD: Final[tuple[Direct, ...]] = (
+    Direct("Go", (str(GO), "-proxy", "{url}"), "/get", "", keeps=True, denied="403|Forbidden"),
+    Direct("Java", JAVA, "/java", "", keeps=True, denied="403|refused this request"),
+    Direct("Ruby", ("ruby", "-e", RUBY, "{url}"), "/ruby", "", keeps=True, denied="403|policy"),
+    Direct(
+        "Perl LWP",
+        ("lwp-request", "{url}"),
+        "/perl",
+        "",
+        keeps=True,
+        denied="403|refused this request",
+    ),
+)
+"""Languages whose clients use the proxy that the variables name. See also `clients.CLIENTS`."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +276,7 @@ def _filled(text: str, values: dict[str, Any]) -> str:
 
 
 CASES: Final = [Case(client, scheme) for client in DIRECT for scheme in client.schemes]
+TOLD_CASES: Final = [Case(client, scheme) for client in TOLD for scheme in client.schemes]
 
 
 @dataclass(frozen=True)
@@ -317,18 +341,21 @@ def run_batch(
 ) -> tuple[dict[Case, Outcome], Result]:
     """Run the cases in one sandbox, each against its host, which no other has."""
     clients = {host: case.asked(host, family, lab) for case, host in hosts.items()}
-    asked = {"drop": DROPPED, "env": trust(lab), "clients": clients}
+    environment = {**trust(lab), "LC_ALL": "C.UTF-8"}
+    asked = {"drop": DROPPED, "env": environment, "clients": clients}
     result = netns_run(
         *options, cmd=[PYTHON, SCRIPT], lab=lab, input=json.dumps(asked), timeout=120
     )
     assert result.status == 0, result.told()
+    # Or the token bucket may have kept a line from us that a test waits for.
+    assert result.event("sandbox.exited")["suppressed"] == 0, result.told()
     ended = json.loads(result.stdout)
     return {case: _outcome(host, ended[host], result) for case, host in hosts.items()}, result
 
 
-def below(suffix: str) -> dict[Case, str]:
-    """All cases, each with its host below `suffix`."""
-    return {case: case.host(suffix) for case in CASES}
+def below(suffix: str, cases: Sequence[Case] = CASES) -> dict[Case, str]:
+    """The cases, each with its host below `suffix`."""
+    return {case: case.host(suffix) for case in cases}
 
 
 def _outcome(host: str, ended: dict[str, Any], result: Result) -> Outcome:

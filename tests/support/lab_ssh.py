@@ -1,8 +1,8 @@
 """The lab's SSH server, for git over ssh: a process of its own, because asyncssh is asyncio's.
 
 `ssh_server(lab)` is a context manager that starts it in the lab's internet and waits until it
-listens. Nobody needs a password; what may be run is git-upload-pack below the lab's `www`. It runs in the
-environment of the real clients and ends with its standard input.
+listens. Nobody needs a password; what may be run is git-upload-pack below the lab's `www`. It runs
+in the environment of the real clients and ends with its standard input.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-// usage: get lookup HOST | get URL [4|6]: Go's own resolver and HTTP client, built without cgo.
-// With 4 or 6 it connects by that family alone.
+// usage: get lookup HOST | get URL [4|6] | get -proxy URL: Go's own resolver and HTTP client, built
+// without cgo. With 4 or 6 it connects by that family alone; -proxy obeys the proxy variables.
 package main
 
 import (
@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"time"
 )
@@ -27,6 +28,11 @@ func run(words []string) error {
 		}
 		return err
 	}
+	var proxy func(*http.Request) (*url.URL, error)
+	if words[0] == "-proxy" {
+		proxy = http.ProxyFromEnvironment
+		words = words[1:]
+	}
 	family := ""
 	if len(words) > 1 {
 		family = words[1]
@@ -35,7 +41,7 @@ func run(words []string) error {
 	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
 		return dialer.DialContext(ctx, "tcp"+family, address)
 	}
-	transport := &http.Transport{Proxy: nil, DialContext: dial, ForceAttemptHTTP2: true}
+	transport := &http.Transport{Proxy: proxy, DialContext: dial, ForceAttemptHTTP2: true}
 	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
 	response, err := client.Get(words[0])
 	if err != nil {

@@ -23,6 +23,7 @@ const app = new App({
   logLevel: LogLevel.WARN,
 });
 
+console.log(`https_proxy=${process.env.https_proxy}`);
 let heard = 0;
 app.message(async ({ message }) => {
   console.log(`heard ${message.text}`);

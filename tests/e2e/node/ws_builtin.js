@@ -5,7 +5,8 @@ socket.addEventListener("message", (event) => {
   console.log(event.data);
   socket.close();
 });
-socket.addEventListener("error", (event) => {
-  console.error(event.message);
-  process.exitCode = 1;
+// It says no more of a failure than this.
+socket.addEventListener("close", ({ code }) => {
+  console.error(`closed ${code}`);
+  if (code === 1006) process.exitCode = 1;
 });
