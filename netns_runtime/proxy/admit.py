@@ -18,6 +18,7 @@ import trio
 
 from netns_runtime.audit import AuditError
 from netns_runtime.policy import decide
+from netns_runtime.policy.hosts import is_wildcard
 from netns_runtime.proxy.dial import Dialled, candidates_of, dial
 from netns_runtime.proxy.flow import Ended, Flow, owner_fields
 from netns_runtime.proxy.peer import RESET, Peer
@@ -157,12 +158,29 @@ def begin(
 def refused_by_decision(sandbox: Sandbox, flow: Flow) -> Refusal | None:
     """What the flow's decision says, if it says no. In report mode it is only noted."""
     if flow.decision.action != "refuse":
-        return None
+        return _past_names(sandbox, flow)
     refusal = refusal_of(flow.decision, flow.target.host, flow.target.port)
     if sandbox.config.report:
         flow.noted = refusal
         return None
     return refusal
+
+
+def _past_names(sandbox: Sandbox, flow: Flow) -> Refusal | None:
+    """Names are a channel: the resolver's bound on a wildcard's names holds here too."""
+    endpoint, target = flow.decision.endpoint, flow.target
+    if endpoint is None or sandbox.names is None or not is_wildcard(endpoint.host):
+        return None
+    if sandbox.names.address_of(target.host, endpoint.host) is not None:
+        return None
+    return Refusal(
+        "http_request_denied",
+        f"{flow.decision.rule} has covered as many different names as one wildcard may",
+        f"--allow {target} names it, or --limit names=N",
+        target.host,
+        target.port,
+        flow.decision.rule,
+    )
 
 
 def record(sandbox: Sandbox, flow: Flow, refusal: Refusal | None) -> Refusal | None:

@@ -57,10 +57,13 @@ class OwnerSource(Protocol):
 
 
 class NameSource(Protocol):
-    """Which name a virtual address stands for (`proxy.names.VirtualNames`)."""
+    """The names of the sandbox and their virtual addresses (`proxy.names.VirtualNames`)."""
 
     def name_of(self, address: IPAddress, /) -> str | None:
         """None where it stands for nobody."""
+
+    def address_of(self, name: str, rule_key: str, /) -> object | None:
+        """None where a wildcard's names are used up."""
 
 
 class ExeSource(Protocol):

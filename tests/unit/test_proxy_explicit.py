@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from netns_runtime.owner import Owner
+from netns_runtime.policy import Endpoint, Policy, Rule
 from netns_runtime.proxy import admit
 from netns_runtime.proxy import dial as dial_module
 from netns_runtime.proxy.explicit import accept_clients
@@ -406,3 +407,22 @@ def test_accepting_goes_on_after_errors_that_pass() -> None:
 
     trio.run(main, clock=clock)
     assert stage.reports == ["accept: Too many open files", "accept: No buffer space available"]
+
+
+def test_names_invented_under_a_wildcard_are_bounded_by_connect_too() -> None:
+    policy = Policy((Rule("wild rule", (Endpoint("*.wild.test", None),)),))
+    answers: dict[str, bytes] = {}
+
+    async def scenario(stage: Stage, _nursery: trio.Nursery) -> None:
+        for label in ("a", "b", "c", "a"):
+            async with stage.client() as client:
+                await client.send_all(f"CONNECT {label}.wild.test:443 HTTP/1.1\r\n\r\n".encode())
+                answers[label] = await read_all(client)
+        refused = [line for line in stage.of("flow.decided") if line["action"] == "refuse"]
+        assert [line["host"] for line in refused] == ["c.wild.test"]
+
+    play(scenario, policy=policy)
+    assert answers["c"].startswith(b"HTTP/1.1 403 ")
+    assert b"--limit names=" in answers["c"]
+    # The stage's resolver does not know the others: that they were asked for is the point.
+    assert not answers["a"].startswith(b"HTTP/1.1 403 ")
