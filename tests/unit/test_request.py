@@ -57,9 +57,7 @@ def test_uid_zero_is_read_only_unless_everything_is_writable() -> None:
         (other, ()): False,
     }
     for (user, writable), expected in cases.items():
-        made = request.Request(
-            spec(writable=writable), user, Policy(), None, None, None, (), "/"
-        )
+        made = request.Request(spec(writable=writable), user, Policy(), None, None, None, (), "/")
         assert made.is_read_only is expected
 
 
