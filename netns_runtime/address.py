@@ -51,14 +51,19 @@ class HostPort:
     @property
     def address(self) -> IPv4Address | IPv6Address | None:
         """The IP address, or None for a name."""
-        if ":" in self.host:
-            return IPv6Address(self.host)
-        if self.host.rpartition(".")[2].isdigit():
-            return IPv4Address(self.host)
-        return None
+        return _address_of(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@lru_cache(maxsize=1024)
+def _address_of(host: str) -> IPv4Address | IPv6Address | None:
+    if ":" in host:
+        return IPv6Address(host)
+    if host.rpartition(".")[2].isdigit():
+        return IPv4Address(host)
+    return None
 
 
 def parse_authority(text: str, default_port: int | None = None) -> HostPort:

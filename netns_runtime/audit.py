@@ -27,7 +27,8 @@ class AuditError(Exception):
 # A reader that does not read: wait this long once, then not at all until it reads again.
 PATIENCE_MS = 1000
 
-_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+# An event is flat: there is no circle to look for.
+_encode = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(",", ":")).encode
 
 
 class AuditLog:

@@ -6,7 +6,8 @@ and not a surprise in somebody's log reader. Fields whose value is None are left
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from functools import lru_cache
 from typing import Any, Final
 
 EVENTS: Final = frozenset(
@@ -70,19 +71,24 @@ FIELDS: Final = frozenset(
 )
 
 
-def timestamp(now: datetime | None = None) -> str:
-    """RFC 3339, UTC, microseconds: `2026-11-21T08:00:00.000000Z`."""
-    moment = now or datetime.now(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def timestamp() -> str:
+    """Now, RFC 3339, UTC, microseconds: `2026-11-21T08:00:00.000000Z`."""
+    seconds, rest = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(seconds)}.{rest // 1000:06}Z"
+
+
+# A busy proxy writes thousands of lines in the same second.
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def event_of(event: str, sandbox: str, **fields: Any) -> dict[str, Any]:
     """Build one audit event. Raises ValueError for a name that is not in the vocabulary."""
     if event not in EVENTS:
         raise ValueError(f"no audit event is called {event!r}")
-    unknown = fields.keys() - FIELDS
-    if unknown:
-        raise ValueError(f"no audit field is called {min(unknown)!r}")
+    if not fields.keys() <= FIELDS:
+        raise ValueError(f"no audit field is called {min(fields.keys() - FIELDS)!r}")
     line: dict[str, Any] = {"event": event, "time": timestamp(), "sandbox": sandbox}
-    line.update((key, value) for key, value in fields.items() if value is not None)
+    line |= {key: value for key, value in fields.items() if value is not None}
     return line

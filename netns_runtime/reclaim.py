@@ -99,7 +99,8 @@ def _reclaim_probe(live: set[int], *, pins: bool) -> tuple[int, tuple[str, ...]]
                 entries = probe.reclaim(live)
     removed: list[str] = []
     if pins:
-        for directory in pinned.stale_sets(place, current):
+        # Nothing runs: what a slot of another version still holds is a killed sandbox's.
+        for directory in pinned.stale_sets(place, current, in_use=True):
             with suppress(OSError):
                 pinned.remove_pins(directory)
                 removed.append(directory.name)

@@ -114,7 +114,7 @@ def _guard(request: Request, cookie: int, own: Path, stack: ExitStack) -> Guard:
     from netns_runtime.probes.unavailable import ProbeUnavailable
 
     try:
-        probe: Probe = _open_probe(request)
+        probe: Probe = _open_probe()
         stack.callback(probe.close)
         registration = probe.register(
             cookie, own, redirect=request.spec.redirect, listed=request.policy.listed
@@ -130,11 +130,9 @@ def _guard(request: Request, cookie: int, own: Path, stack: ExitStack) -> Guard:
     return Guard("bpf", registration, pins=str(probe.directory))
 
 
-def _open_probe(request: Request) -> Probe:
+def _open_probe() -> Probe:
     from netns_runtime.probes.pins import ensure_probe
 
-    if request.spec.verbose:
-        complain("opening the probe (the first launch after an upgrade compiles it)")
     return ensure_probe()
 
 

@@ -196,7 +196,8 @@ class Supervisor:
 
 def tell_refusal(event: dict[str, Any]) -> None:
     """`-v`: say on stderr who was refused what, and what would allow it."""
-    if event.get("action") != "refuse":
+    is_reported = str(event.get("detail", "")).startswith("would be refused")
+    if event.get("action") != "refuse" and not is_reported:
         return
     who = event.get("comm", "a process") + (f" (pid {event['pid']})" if "pid" in event else "")
     where = event.get("host") or event.get("address")
@@ -204,4 +205,4 @@ def tell_refusal(event: dict[str, Any]) -> None:
     to = f" to {where}{port}" if where else ""
     times = f" {event['count']} times" if event.get("count", 1) > 1 else ""
     why = "; ".join(str(event[key]) for key in ("reason", "remedy") if key in event)
-    complain(f"refused {who}{to}{times}: {why}")
+    complain(f"{'would refuse' if is_reported else 'refused'} {who}{to}{times}: {why}")

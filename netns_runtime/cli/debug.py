@@ -6,6 +6,7 @@ stderr and exit status 125; `doctor` exits 1 when a sandbox could not start.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import __version__, state
-from netns_runtime.cli.text import columns, internal_error, pairs, say, say_json
+from netns_runtime.cli.text import columns, internal_error, pairs, say, say_json, settle
 from netns_runtime.counts import counts_of
 from netns_runtime.errors import EXIT_FAILED, NetnsError, UsageError
 
@@ -40,6 +41,10 @@ exit status: 0; 1 from doctor if a sandbox could not start; 125 for any error
 
 def main() -> int:
     """The process: its value is the exit status."""
+    return settle(_status())
+
+
+def _status() -> int:
     try:
         return _run(sys.argv[1:])
     except NetnsError as error:
@@ -49,6 +54,10 @@ def main() -> int:
         return 128 + 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EBADF):
+            return internal_error("netns-debug", error)
         return EXIT_FAILED
     except Exception as error:
         return internal_error("netns-debug", error)
@@ -63,6 +72,9 @@ def _run(words: list[str]) -> int:
     if rest[0] == "--version":
         sys.stdout.write(f"netns-debug {__version__}\n")
         return 0
+    if any(word in ("--help", "-h") for word in rest[1:]):
+        sys.stdout.write(USAGE)
+        return 0
     command = _COMMANDS.get(rest[0])
     if command is None:
         raise UsageError(f"unknown command {rest[0]}", remedy=f"use one of {', '.join(_COMMANDS)}")
@@ -71,7 +83,7 @@ def _run(words: list[str]) -> int:
     if option is not None:
         raise UsageError(f"unknown option {option}", remedy="see netns-debug --help")
     if os.geteuid() != 0 and rest[0] != "doctor":
-        raise UsageError("netns-debug needs root", remedy="run sudo netns-debug …")
+        raise UsageError("needs root", remedy="run sudo netns-debug …")
     return command(rest[1:], as_json)
 
 
@@ -198,7 +210,9 @@ def _policy(words: list[str], as_json: bool) -> int:
     if as_json:
         say_json({"sandbox": record.name, "closed": closed})
     else:
-        say(f"{record.name} has the new policy; {closed} flows that it refuses were closed")
+        say(
+            f"{record.name} has the new policy; flows it refuses that were closed: {closed}"
+        )
     return 0
 
 

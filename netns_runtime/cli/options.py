@@ -151,6 +151,10 @@ def parse_command_line(words: Sequence[str]) -> Spec | str:
                 raise UsageError(f"{option} needs a value", remedy="see netns-run --help")
             text = words[position]
             position += 1
+            if text == "--" or text.partition("=")[0] in (*_VALUES, *_FLAGS):
+                raise UsageError(
+                    f"{option} needs a value", remedy=f"{text} is an option of its own"
+                )
         if not text or "\0" in text:
             raise UsageError(f"{option} needs a value", remedy="see netns-run --help")
         _VALUES[option](values, text)

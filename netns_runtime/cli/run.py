@@ -6,18 +6,23 @@ SIGTERM and SIGHUP undo what was set up, as Ctrl-C does.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 
 from netns_runtime import __version__
 from netns_runtime.cli.options import USAGE, parse_command_line
-from netns_runtime.cli.text import internal_error
+from netns_runtime.cli.text import internal_error, settle
 from netns_runtime.errors import EXIT_FAILED, NetnsError
 
 
 def main() -> int:
     """The process: its value is the exit status."""
+    return settle(_status())
+
+
+def _status() -> int:
     _fill_streams()
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         # Inherited, it would have the kernel reap our children unseen.
@@ -35,6 +40,10 @@ def main() -> int:
     except KeyboardInterrupt:
         return 128 + 2
     except BrokenPipeError:
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EBADF):
+            return internal_error("netns-run", error)
         return EXIT_FAILED
     except Exception as error:
         return internal_error("netns-run", error)

@@ -7,6 +7,7 @@ control characters are shown as escapes and never reach the terminal.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,16 @@ def pairs(values: dict[str, Any]) -> str:
     """One `key  value` line for each."""
     width = max((len(key) for key in values), default=0)
     return "\n".join(f"{key.ljust(width)}  {printable(value)}" for key, value in values.items())
+
+
+def settle(status: int) -> int:
+    """Give out what is buffered; a stream that takes nothing is no reason for Python's 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return status
 
 
 def internal_error(program: str, error: Exception) -> int:

@@ -37,8 +37,8 @@ HARMLESS_SYSFS: Final = (
 )
 # Where uid 0 finds something that root outside executes: never writable because CMD starts there.
 SYSTEM_PLACES: Final = (
-    *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/opt", "/sbin", "/srv", "/usr"),
-    *("/var/lib", "/var/spool"),
+    *("/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/sbin", "/usr"),
+    *("/var/lib/dpkg", "/var/lib/systemd", "/var/spool"),
 )
 # Holds .bashrc and .ssh/authorized_keys; a directory below it may be worked in.
 HOME_OF_ROOT: Final = "/root"

@@ -130,12 +130,15 @@ def _refuse_without(lacks: frozenset[str]) -> None:
             raise ProbeUnavailable(f"the kernel has no {missing[0]}", remedy="nft enforces alone")
 
 
-def stale_sets(bpffs: Path, current: str) -> list[Path]:
-    """The sets of other versions that serve no sandbox any more; one that does is not listed."""
+def stale_sets(bpffs: Path, current: str, *, in_use: bool = False) -> list[Path]:
+    """The sets of other versions that serve no sandbox any more; one that does is not listed.
+
+    With `in_use` all of them: for a caller who knows that no sandbox runs.
+    """
     return [
         entry
         for entry in bpffs.iterdir()
-        if _SET.fullmatch(entry.name) and entry.name != current and _is_idle(entry)
+        if _SET.fullmatch(entry.name) and entry.name != current and (in_use or _is_idle(entry))
     ]
 
 

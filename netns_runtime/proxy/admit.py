@@ -282,12 +282,13 @@ def hand_over(
 
     def closed(ended: Ended) -> None:
         sandbox.connections -= 1
-        total = replace(
-            ended,
-            bytes_in=ended.bytes_in + counted[0],
-            bytes_out=ended.bytes_out + counted[1],
-        )
-        sandbox.close_flow(flow, total)
+        if any(counted):
+            ended = replace(
+                ended,
+                bytes_in=ended.bytes_in + counted[0],
+                bytes_out=ended.bytes_out + counted[1],
+            )
+        sandbox.close_flow(flow, ended)
 
     client.handed_over = True
     relay = sandbox.relay
@@ -297,6 +298,12 @@ def hand_over(
     )
     if tunnel.closed is not None:
         flow.cut = partial(relay.cut, tunnel)
+
+        def progress() -> tuple[tuple[str, int], ...]:
+            moved_in, moved_out = tunnel.bytes_in, tunnel.bytes_out
+            return ("bytes_in", moved_in + counted[0]), ("bytes_out", moved_out + counted[1])
+
+        flow.progress = progress
 
 
 async def malformed(sandbox: Sandbox, client: Client, error: ProtocolError) -> None:

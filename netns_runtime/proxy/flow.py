@@ -60,6 +60,7 @@ class Flow:
     noted: Refusal | None = None
     address: str | None = None
     cut: Callable[[Ended], None] | None = None
+    progress: Callable[[], tuple[tuple[str, int], ...]] | None = None
     cut_short: Ended | None = None
 
     def fields(self) -> dict[str, Any]:

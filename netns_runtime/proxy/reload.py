@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.sandbox import Sandbox
 
-REASON: Final = "policy changed"
+REASON: Final = "policy_changed"
 
 
 def swap_policy(sandbox: Sandbox, policy: Policy) -> int:

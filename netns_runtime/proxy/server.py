@@ -59,6 +59,7 @@ def flows_of(sandbox: Sandbox) -> list[dict[str, Any]]:
             | {
                 ("rule", flow.decision.rule),
                 ("duration_ms", round((now - flow.started) * 1000)),
+                *(flow.progress() if flow.progress is not None else ()),
             }
             if value is not None
         }
@@ -149,8 +150,14 @@ def _tell_supervisor(control: Control, event: dict[str, Any], *, verbose: bool) 
     for `-v`, what was refused here."""
     if event["event"] == "dns.answered":
         control.say({"kind": "name", "host": event["host"], "address": event["address"]})
-    elif verbose and event.get("action") == "refuse":
+    elif verbose and event["event"] != "http.request" and is_refused(event):
         control.say({"kind": "refused", "event": event})
+
+
+def is_refused(event: dict[str, Any]) -> bool:
+    """Refused, or let pass by --report alone."""
+    would_be = str(event.get("detail", "")).startswith("would be refused")
+    return event.get("action") == "refuse" or would_be
 
 
 async def _run(

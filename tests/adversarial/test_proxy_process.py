@@ -251,7 +251,7 @@ def test_redirected_flows_dns_and_a_new_policy_need_no_import_either(tmp_path: P
             proxy.control.send(b'{"kind":"stop"}')
             assert proxy.process.wait(5) == 0
     reasons = [line.get("reason") for line in audited(tmp_path)]
-    assert {"sni_mismatch", "host_mismatch", "policy changed"} <= set(reasons)
+    assert {"sni_mismatch", "host_mismatch", "policy_changed"} <= set(reasons)
 
 
 def test_stop_writes_the_last_line_of_every_flow_and_flows_are_told(tmp_path: Path) -> None:

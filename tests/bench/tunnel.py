@@ -118,8 +118,8 @@ def _idle(contender: Contender, flows: int) -> float:
     with ExitStack() as stack:
         pids = stack.enter_context(running("proxy", contender.commands))
         command = _command(contender, "idle", flows)
-        pipe = subprocess.PIPE
-        load = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        pipe, nobody = subprocess.PIPE, subprocess.DEVNULL
+        load = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nobody, text=True)
         assert load.stdin is not None
         assert load.stdout is not None
         with load:
@@ -149,9 +149,12 @@ def _all_rounds(plan: Plan, found: list[Contender], results: Results) -> None:
         for contender in list(live):
             if contender.commands:
                 try:
-                    results[contender.name]["idle"] = [_idle(contender, plan.flows)]
+                    flows = min(plan.flows, contender.most_flows)
+                    results[contender.name]["idle"] = [_idle(contender, flows)]
+                    if flows < plan.flows:
+                        print(f"{contender.name}: {flows} idle flows, no more descriptors")
                 except (LoadFailed, OSError) as error:
-                    without(contender, error)
+                    print(f"{contender.name}: {error}", flush=True)
         print(f"idle flows: {plan.flows} each, {time.monotonic() - begun:.0f} s", flush=True)
         pids: dict[Contender, list[int]] = {}
         for contender in list(live):

@@ -86,10 +86,9 @@ _REDSOCKS = """
 base {{
     log_debug = off;
     log_info = off;
-    log = stderr;
+    log = "file:{log}";
     daemon = off;
     redirector = iptables;
-    rlimit_nofile = 19000;
     redsocks_conn_max = 6000;
 }}
 redsocks {{
@@ -106,12 +105,14 @@ redsocks {{
 @dataclass(frozen=True, slots=True)
 class Contender:
     """`commands`: each process with the address and port it will listen on. `where`: what a client
-    dials. `target`: what it then asks for by CONNECT; empty where it knows of no proxy."""
+    dials. `target`: what it then asks for by CONNECT; empty where it knows of no proxy.
+    `most_flows`: how many idle ones a process holds with 20,000 descriptors."""
 
     name: str
     commands: tuple[tuple[tuple[str, ...], str, int], ...]
     where: tuple[str, int]
     target: str = f"{SERVER}:{SERVER_PORT}"
+    most_flows: int = 9000
 
 
 def contenders(directory: Path) -> tuple[list[Contender], list[str]]:
@@ -140,6 +141,7 @@ def contenders(directory: Path) -> tuple[list[Contender], list[str]]:
         Contender("redirected", of_ours(3130, TRANSPARENT_PORT), (TO_US, SERVER_PORT), ""),
     ]
     missing = []
+    command: tuple[str, ...]
     if haproxy := shutil.which("haproxy"):
         values = {"address": PROXY, "port": 3131, "server": f"{SERVER}:{SERVER_PORT}"}
         config = text("haproxy.cfg", _HAPROXY.format(**values))
@@ -152,11 +154,13 @@ def contenders(directory: Path) -> tuple[list[Contender], list[str]]:
     else:
         missing.append("squid")
     if squid and (redsocks := shutil.which("redsocks")):
-        ports = {"redirected": REDSOCKS_PORT, "port": 3133}
-        config = text("redsocks.conf", _REDSOCKS.format(address=PROXY, **ports))
+        values = {"address": PROXY, "redirected": REDSOCKS_PORT, "port": 3133}
+        config = text("redsocks.conf", _REDSOCKS.format(log=directory / "redsocks.log", **values))
         command = (redsocks, "-c", config)
         both = (of_squid(squid, "127.0.0.1", 3133), (command, PROXY, REDSOCKS_PORT))
-        found.append(Contender("redsocks+squid", both, (TO_REDSOCKS, SERVER_PORT), ""))
+        where = (TO_REDSOCKS, SERVER_PORT)
+        # It splices, with six descriptors a flow.
+        found.append(Contender("redsocks+squid", both, where, "", most_flows=3000))
     else:
         missing.append("redsocks+squid")
     mitmdump = str(_MITMDUMP) if _MITMDUMP.exists() else shutil.which("mitmdump")

@@ -37,7 +37,8 @@ PLACES: Final = ("client", "proxy", "server")
 FILES: Final = Path("/run/bench")
 # prctl(2)
 _PR_SET_PDEATHSIG: Final = 1
-_SYSCTLS: Final = ("net.ipv4.ip_local_port_range=1024 65535", "net.ipv4.tcp_tw_reuse=1")
+# Ports for many clients, and none that a contender listens on.
+_SYSCTLS: Final = ("net.ipv4.ip_local_port_range=10000 65535", "net.ipv4.tcp_tw_reuse=1")
 
 
 def alone(module: str, *arguments: str) -> int:

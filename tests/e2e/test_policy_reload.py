@@ -75,7 +75,7 @@ def test_a_swap_opens_closes_and_leaves_what_the_new_policy_says(lab: Lab, tmp_p
             str(policy_file(tmp_path / "new.yaml", "web.lab.test", "other.test")),
         )
         assert swapped.returncode == 0, swapped.stderr
-        assert "1 flows that it refuses were closed" in swapped.stdout
+        assert "that were closed: 1" in swapped.stdout
         assert told(running, "ask 0") == "answers"
         assert told(running, "ask 1") == "closed"
         assert told(running, "open other.test 7") == "200"
@@ -100,6 +100,7 @@ def test_flows_shows_what_is_open_with_its_process(lab: Lab) -> None:
             ("web.lab.test", 7, "explicit")
         ]
         assert flows[0]["exe"].startswith("/usr/bin/python3")
+        assert (flows[0]["bytes_out"], flows[0]["bytes_in"]) == (5, 5)
         shown = netns_debug("flows", name)
         assert "web.lab.test:7" in shown.stdout
         assert running.wait(given=b"").status == 0

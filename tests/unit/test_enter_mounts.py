@@ -112,7 +112,7 @@ def test_who_could_rename(above: os.stat_result, own: os.stat_result, expected: 
         ("/etc", False),
         ("/usr/lib/x", False),
         ("/var", False),
-        ("/var/lib/x", False),
+        ("/var/lib/dpkg/x", False),
         ("/home/u/p", True),
         ("/root/p", True),
         ("/etcetera", True),

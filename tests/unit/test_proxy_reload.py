@@ -53,7 +53,7 @@ def test_a_flow_that_the_new_policy_would_refuse_is_cut(entry: str, policy: Poli
     stage = play(scenario)
     closed = stage.of("flow.closed")[0]
     assert (closed["reason"], closed["said_by"], closed["action"]) == (
-        *("policy changed", "policy"),
+        *("policy_changed", "policy"),
         "refuse",
     )
     assert closed["bytes_out"] == closed["bytes_in"] == 4
@@ -82,7 +82,7 @@ def test_an_idle_connection_loses_its_upstream_and_its_next_request_is_refused()
             await read_until(client, b"GET / HTTP/1.1")
             await trio.testing.wait_all_tasks_blocked()
             assert swap_policy(stage.sandbox, EMPTY) == 1
-            assert stage.of("flow.closed")[0]["reason"] == "policy changed"
+            assert stage.of("flow.closed")[0]["reason"] == "policy_changed"
             await client.send_all(request)
             assert b" 403 " in await read_until(client, b"no rule allows")
 
@@ -107,7 +107,7 @@ def test_a_request_under_way_is_cut_and_answered() -> None:
             assert (await outcome_of(client)).startswith(b"HTTP/1.1 403 ")
         await stage.settled()
 
-    assert play(scenario).of("flow.closed")[0]["reason"] == "policy changed"
+    assert play(scenario).of("flow.closed")[0]["reason"] == "policy_changed"
 
 
 def test_a_name_that_was_being_resolved_is_decided_by_the_new_policy() -> None:
