@@ -81,12 +81,15 @@ def test_stops_and_continues_again_and_again(person: Person) -> None:
         person.waits_for(PROMPT)
         person.types("fg\n")
         person.waits_for("\n")
+    # A ^D that the shell's line editor still has the terminal for would be a character.
+    person.types("last\n")
+    person.waits_for("LAST")
     person.types("\x04")
     person.waits_for(PROMPT)
 
 
 def test_bg_lets_it_go_on_without_the_terminal(person: Person) -> None:
-    # One process: a shell that is stopped between vfork and exec cannot be continued (dash does it).
+    # One process: dash, stopped between vfork and exec, cannot be continued.
     person.types(f"run {sys.executable} -c '{GOES_ON}'\n")
     person.waits_for("\nup\r")
     person.types("\x1a")
