@@ -93,7 +93,13 @@ def _wait_for(place: str, address: str, port: int, process: subprocess.Popen[byt
         if process.poll() is not None:
             break
         time.sleep(0.1)
-    raise OSError(f"{process.args!r} does not listen on {address}:{port}")
+    words = _words().read_text(errors="replace").strip().rpartition("\n")[2]
+    raise OSError(f"nothing listens on {address}:{port}: {words}")
+
+
+def _words() -> Path:
+    """What all of them say on stderr."""
+    return FILES / "stderr"
 
 
 @contextmanager
@@ -105,7 +111,10 @@ def running(
         pids = []
         for command, address, port in commands:
             process = subprocess.Popen(
-                inside(place, *command), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+                inside(place, *command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=stack.enter_context(_words().open("ab")),
             )
             stack.callback(_end, process)
             _wait_for(place, address, port, process)
