@@ -210,9 +210,7 @@ def _policy(words: list[str], as_json: bool) -> int:
     if as_json:
         say_json({"sandbox": record.name, "closed": closed})
     else:
-        say(
-            f"{record.name} has the new policy; flows it refuses that were closed: {closed}"
-        )
+        say(f"{record.name} has the new policy; flows it refuses that were closed: {closed}")
     return 0
 
 
