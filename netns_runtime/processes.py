@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_DESCRIPTORS: Final = 4096
 _TABLES: Final = {"udp": ("udp", "udp6"), "tcp": ("tcp", "tcp6")}
+_PLACES: Final = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -44,6 +45,30 @@ def executable_of(pid: int, inode: int = 0) -> str | None:
     except OSError:
         return None
     return path
+
+
+def executable_named(comm: str, inode: int, device: int) -> str | None:
+    """The path of an executable whose process has gone, by the name it had; None when unsure.
+
+    A file of that name in a usual place is believed only when it is the inode and device (the
+    kernel's dev_t) that the kernel recorded.
+    """
+    if not inode or not comm or "/" in comm:
+        return None
+    for directory in dict.fromkeys((*os.environ.get("PATH", "").split(":"), *_PLACES)):
+        path = f"{directory}/{comm}"
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            continue
+        if (status.st_ino, _kernel_device(status.st_dev)) == (inode, device):
+            return os.path.realpath(path)
+    return None
+
+
+def _kernel_device(device: int) -> int:
+    # include/linux/kdev_t.h
+    return os.major(device) << 20 | os.minor(device)
 
 
 def sockets_at(protocol: str, port: int) -> frozenset[int]:

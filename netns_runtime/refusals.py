@@ -14,7 +14,7 @@ from netns_runtime import layout
 from netns_runtime.audit import AuditError
 from netns_runtime.counts import tally
 from netns_runtime.firewall.ruleset import REASONS
-from netns_runtime.processes import executable_of
+from netns_runtime.processes import executable_named, executable_of
 from netns_runtime.screening import screen
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ class Refusals:
         self._executables: dict[tuple[int, int], str] = {}
         self._complained = False
 
-    def executable(self, pid: int, inode: int, device: int) -> str | None:
+    def executable(self, pid: int, inode: int, device: int, comm: str = "") -> str | None:
         """The path of an executable, remembered by inode, because a process may be gone soon."""
         known = self._executables.get((device, inode)) if inode else None
         if known is not None:
             return known
-        path = executable_of(pid, inode)
+        path = executable_of(pid, inode) or executable_named(comm, inode, device)
         if path is not None and inode and len(self._executables) < 4096:
             self._executables[device, inode] = path
         return path
@@ -115,7 +115,7 @@ class Refusals:
         self._write(
             pid=event.pid,
             comm=event.comm,
-            exe=self.executable(event.pid, event.exe_inode, event.exe_device),
+            exe=self.executable(event.pid, event.exe_inode, event.exe_device, event.comm),
             uid=event.uid,
             to=event.address,
             port=event.port,

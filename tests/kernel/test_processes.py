@@ -29,6 +29,17 @@ def test_a_port_that_nobody_has_is_nobody_s() -> None:
     assert processes.holder_of(frozenset(), [os.getpid()]) is None
 
 
+def test_the_executable_of_a_process_that_has_gone_is_found_by_its_name_and_inode() -> None:
+    status = os.stat("/usr/bin/env")
+    device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
+    assert processes.executable_named("env", status.st_ino, device) == os.path.realpath(
+        "/usr/bin/env"
+    )
+    assert processes.executable_named("env", status.st_ino + 1, device) is None
+    assert processes.executable_named("env", status.st_ino, device + 1) is None
+    assert processes.executable_named("../bin/env", status.st_ino, device) is None
+
+
 def test_an_executable_that_is_another_inode_is_not_believed() -> None:
     inode = os.stat("/proc/self/exe").st_ino
     assert processes.executable_of(os.getpid(), inode) == os.path.realpath(sys.executable)
