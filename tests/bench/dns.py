@@ -5,7 +5,7 @@ one question at a time, from one socket, in rounds that take turns between the t
 ratio is the median over the rounds. Both servers are pinned to the client's CPU, then to another:
 waking an idle CPU of a virtual machine costs more than any answer (45 us, where an answer takes
 15), and left alone the scheduler gives that price to one server and spares the other, whole runs
-long (ours was seen at 1.3 and at 4.2 times dnsmasq). That free placement is printed and not judged.
+long (ours was seen at 1.3 and at 4.2 times dnsmasq). All three are judged: a person's is the last.
 Ends with 1 when our p50 is above twice dnsmasq's, with 2 when there is no dnsmasq to compare with.
 """
 
@@ -177,12 +177,10 @@ def main(words: list[str]) -> int:
     for label, server_cpus, client_cpus in (
         ("on the client's CPU", cpus[0], cpus[0]),
         ("on another CPU", cpus[-1], cpus[0]),
-        ("wherever the scheduler puts them, not judged", ",".join(cpus), ",".join(cpus)),
+        ("wherever the scheduler puts them", ",".join(cpus), ",".join(cpus)),
     ):
         print(f"servers {label}:", flush=True)
-        status = compare(dnsmasq, server_cpus, client_cpus)
-        if server_cpus in cpus:
-            missed |= status
+        missed |= compare(dnsmasq, server_cpus, client_cpus)
     if dnsmasq is None:
         print("no dnsmasq in PATH: nothing to compare with (Debian: apt-get install dnsmasq-base)")
         return 2
