@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from netns_runtime.policy import Policy
+    from netns_runtime.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class ProxyConfig:
     `nameservers` (address, port) hold what to ask instead. `own_addresses` are the uplink's own,
     which screening refuses. `descriptors` names the order of the file descriptors that came along:
     "explicit", "transparent" (listening sockets in the gateway), "dns_udp", "dns_tcp", "audit",
-    "owners" (BPF map, read-only).
+    "owners" (BPF map, read-only). `upstream_ca` is a PEM bundle of roots beside the system's.
     """
 
     sandbox: str
@@ -48,4 +49,6 @@ class ProxyConfig:
     own_addresses: frozenset[IPv4Address | IPv6Address] = frozenset()
     descriptors: tuple[str, ...] = ()
     verbose: bool = False
+    secrets: tuple[Secret, ...] = ()
+    upstream_ca: bytes | None = None
     timeouts: dict[str, float] = field(default_factory=dict[str, Any])

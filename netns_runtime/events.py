@@ -67,6 +67,10 @@ FIELDS: Final = frozenset(
         "probe",
         "uid",
         "command",
+        "secret",
+        "slot",
+        "messages_in",
+        "messages_out",
     }
 )
 

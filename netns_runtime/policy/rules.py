@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime.policy.hosts import is_wildcard
+
+if TYPE_CHECKING:
+    from netns_runtime.secret import Binding
 
 Network = IPv4Network | IPv6Network
 
@@ -96,11 +99,13 @@ Candidate = tuple[Rule, Endpoint]
 class Policy:
     """Rules, none of which restricts another: what no rule allows is refused.
 
-    `notes` are lines for the user about parts of a file that are not enforced here.
+    `notes` are lines for the user about parts of a file that are not enforced here. `secrets` are
+    the bindings of the file's secrets.
     """
 
     rules: tuple[Rule, ...] = ()
     notes: tuple[str, ...] = ()
+    secrets: tuple[Binding, ...] = ()
     _exact: dict[str, tuple[Candidate, ...]] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
@@ -124,6 +129,7 @@ class Policy:
         return Policy(
             tuple(rule for policy in policies for rule in policy.rules),
             tuple(note for policy in policies for note in policy.notes),
+            tuple(binding for policy in policies for binding in policy.secrets),
         )
 
     def candidates(self, host: str) -> tuple[Candidate, ...]:

@@ -58,6 +58,31 @@ class Peer:
                 await self._breathe()
                 return data
 
+    def receive_nowait(self) -> bytes | None:
+        """What has come already; None where nothing has, empty at the peer's end."""
+        try:
+            return self.sock.recv(RECEIVE)
+        except BlockingIOError:
+            return None
+
+    def is_quiet(self) -> bool:
+        """Whether it neither ended nor sent anything that is not yet received."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    async def end(self) -> None:
+        """Say that no more comes; receiving goes on."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def abort(self) -> None:
+        """See to it that the connection ends by a reset when the socket is closed."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
     async def send(self, data: bytes) -> None:
         """Send all of it."""
         view = memoryview(data)

@@ -28,6 +28,7 @@ VOCABULARY = {
     "layout",
     "owner",
     "screening",
+    "secret",
     "spec",
 }
 ONLY_IN = {
