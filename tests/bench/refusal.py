@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 EMPTY_GOAL: Final = 1.25
 RESET_GOAL: Final = 1 / 3
-HOST_GOAL: Final = 50.0
+HOST_GOAL: Final = 50 / 163
+"""Issue 2 allows 50 ns where an empty hook's refusal took 163: a share, since machines differ."""
 PROCESSES: Final = 8
 MILLION: Final = 1_000_000
 UNROUTED: Final = "203.0.113.1"
@@ -216,12 +217,14 @@ def host(loop: Loop, probe: Probe, rounds: int, refused: float) -> list[tuple[st
         name: median(b - a for a, b in zip(base, values, strict=True))
         for name, values in taken.items()
     }
+    share = extra["probe"] / refused
     return [
         (
             f"host, each connect while a sandbox runs: {extra['probe']:+.0f} ns of"
-            f" {median(base):.0f} (goal {HOST_GOAL:.0f}); an empty hook in its place takes"
-            f" {extra['empty']:+.0f}, a refusal by one {refused:.0f}",
-            extra["probe"] <= HOST_GOAL,
+            f" {median(base):.0f} ({extra['empty']:+.0f} for an empty hook in place), as a share"
+            f" of a refusal by an empty hook ({refused:.0f} ns): {share:.2f}"
+            f" (goal {HOST_GOAL:.2f}: 50 ns of 163)",
+            share <= HOST_GOAL,
         ),
     ]
 
