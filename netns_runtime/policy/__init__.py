@@ -1,7 +1,8 @@
 """Policy: which hosts, ports, addresses and executables a sandbox may use, and why not.
 
 `read_policy` reads an OpenShell policy file (`load_policy` its bytes) and `parse_allow` an
-`--allow`; both give rules, which `Policy.merged` puts together and `decide` judges a target by.
+`--allow`; both give rules, which `Policy.merged` puts together and `decide` judges a target by;
+requests.py judges the requests and messages of a flow that it allowed.
 `identify_binaries` ties `binaries` to inodes at launch. Wrong input ends in one `UsageError`; a
 refusal is a `Decision`, never an exception.
 """

@@ -29,7 +29,7 @@ def parse_allow(text: str) -> Rule:
         raise UsageError(f"--allow {shown}: {error}", remedy="give HOST[:PORT]") from None
     if pattern.startswith("*."):
         pattern = "*" + pattern
-    return Rule(f"--allow {shown}", (Endpoint(pattern, ports),))
+    return Rule(f"--allow {shown}", (Endpoint(pattern, ports, every_request=True),))
 
 
 def _split(text: str, shown: str) -> tuple[str, str | None]:

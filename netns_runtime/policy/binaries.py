@@ -45,7 +45,7 @@ def identify_binaries(
     trees = None if writable_trees is None else tuple(map(os.path.realpath, writable_trees))
     search = _Search(Reach(uid, frozenset(gids), trees))
     rules = tuple(search.identified(rule) for rule in policy.rules)
-    return Policy(rules, policy.notes + tuple(search.notes))
+    return replace(policy, rules=rules, notes=policy.notes + tuple(search.notes))
 
 
 def kernel_device(device: int) -> int:

@@ -29,6 +29,8 @@ class Decision:
     `reason` is "allowed" or an RFC 9209 error type. `rule` is the rule's text: the one that
     allowed, or the one that came nearest. `detail` is one sentence without its full stop, `remedy`
     the flag or policy line that would allow the flow ("" when allowed); both are printable ASCII.
+    `matching`, of an allowed flow, is every rule and endpoint for that host, port and owner: its
+    requests are judged by all of them together (requests.py).
     """
 
     action: Literal["allow", "refuse"]
@@ -38,6 +40,7 @@ class Decision:
     remedy: str = ""
     allowed_ips: tuple[Network, ...] = ()
     endpoint: Endpoint | None = None
+    matching: tuple[Candidate, ...] = ()
 
     @property
     def is_allowed(self) -> bool:
@@ -63,6 +66,7 @@ def decide(policy: Policy, target: HostPort, owner: Owner | None = None) -> Deci
             "",
             endpoint.allowed_ips,
             endpoint,
+            tuple(owned),
         )
     if owned:
         return _refused_unenforced(target, max(owned, key=_rank))
@@ -71,6 +75,17 @@ def decide(policy: Policy, target: HostPort, owner: Owner | None = None) -> Deci
     if at_host:
         return _refused_port(target, max(at_host, key=_rank))
     return _refused_host(policy, target)
+
+
+def matching(policy: Policy, target: HostPort, owner: Owner | None) -> list[Candidate]:
+    """Every rule and endpoint for this host, port and owner, those that allow nothing included."""
+    return [
+        candidate
+        for candidate in policy.candidates(target.host)
+        if _covers(candidate[1], target)
+        and _has_port(candidate[1], target.port)
+        and owner_fault(candidate[0], owner) is None
+    ]
 
 
 def owner_fault(rule: Rule, owner: Owner | None) -> str | None:
@@ -143,8 +158,7 @@ def _refused_owner(target: HostPort, candidate: Candidate, owner: Owner | None) 
 def _refused_unenforced(target: HostPort, candidate: Candidate) -> Decision:
     rule, endpoint = candidate
     detail = (
-        f"{rule.text} allows {target} with {endpoint.unenforced}, "
-        "and this version does not enforce rules on requests"
+        f"{rule.text} allows {target} with {endpoint.unenforced}, which this version cannot apply"
     )
     remedy = f"--allow {target} allows every request"
     return Decision("refuse", DENIED, rule.text, detail, remedy, (), endpoint)

@@ -1,28 +1,32 @@
 """Reads an OpenShell policy file as a `Policy`.
 
-What is not known is an error, what this version cannot enforce is an error (schema.py), and what
-OpenShell enforces elsewhere becomes a note. One difference is deliberate: a rule without the key
-`binaries` is for every process, where OpenShell lets it match none; `binaries: []` matches none
-here too. Ends in a Policy or in one UsageError with file, line and key.
+What is not known is an error, what this version cannot enforce allows nothing (schema.py), and what
+OpenShell enforces elsewhere becomes a note. Two differences are deliberate: a rule without the key
+`binaries` is for every process, where OpenShell lets it match none (`binaries: []` matches none
+here too), and without `enforcement` rules are enforced, where OpenShell only audits. Ends in a
+Policy or in one UsageError with file, line and key.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Any
 
 from netns_runtime.address import AddressError
 from netns_runtime.policy import schema
 from netns_runtime.policy.hosts import canonical_pattern
+from netns_runtime.policy.load_requests import read_requests
+from netns_runtime.policy.load_secrets import read_secrets
 from netns_runtime.policy.nodes import Reader, compose, line_of, shown, type_of
 from netns_runtime.policy.rules import Binary, Endpoint, Inspection, Policy, Rule
+from netns_runtime.policy.secrets import notes_on_skips
 
 if TYPE_CHECKING:
     import yaml
 
     from netns_runtime.policy.nodes import Entry
     from netns_runtime.policy.rules import Network
+    from netns_runtime.secret import Binding
 
 
 def load_policy(data: bytes, name: str) -> Policy:
@@ -53,7 +57,11 @@ class _Loader:
         if "network_policies" in top and type_of(top["network_policies"][1]) != "null":
             entries = self.reader.mapping(top["network_policies"][1], "network_policies")
             rules = tuple(self.rule(key, *entry) for key, entry in entries.items())
-        return Policy(rules, tuple(self.notes))
+        secrets: tuple[Binding, ...] = ()
+        if "secrets" in top:
+            secrets = read_secrets(self.reader, top["secrets"], self.binary)
+            self.notes += notes_on_skips(rules, secrets)
+        return Policy(rules, tuple(dict.fromkeys(self.notes)), secrets)
 
     def note(self, node: yaml.Node, text: str) -> None:
         self.notes.append(f"{self.name}:{line_of(node)}: {text}")
@@ -109,15 +117,19 @@ class _Loader:
         host = self.host(node, fields, allowed)
         ports = self.ports(node, fields)
         inspection = self.inspection(fields)
-        missing = schema.unenforced(inspection) if inspection is not None else None
-        if missing is not None:
+        if inspection is None:
+            return Endpoint(host, ports, allowed, line_of(node))
+        found = read_requests(self.reader, fields, inspection, line_of(node))
+        if found.missing is not None:
             self.note(
-                fields[missing][0],
-                f"this version does not enforce rules on requests (`{missing}`), so what this "
-                f"endpoint allows is refused; {schema.UNENFORCED_REMEDY}",
+                fields[found.missing][0],
+                f"this version cannot apply this restriction on requests (`{found.missing}`), so "
+                f"what this endpoint allows is refused; {schema.UNENFORCED_REMEDY}",
             )
-        unenforced = f"a restriction on requests (`{missing}`)" if missing else None
-        return Endpoint(host, ports, allowed, line_of(node), inspection, unenforced)
+        if found.note is not None:
+            self.note(fields[found.note[0]][0], found.note[1])
+        unenforced = f"a restriction on requests (`{found.missing}`)" if found.missing else None
+        return Endpoint(host, ports, allowed, line_of(node), inspection, unenforced, found.rules)
 
     def host(self, node: yaml.Node, fields: dict[str, Entry], allowed: tuple[Network, ...]) -> str:
         if "host" not in fields:
@@ -170,6 +182,7 @@ class _Loader:
             "tls": schema.TLS,
             "enforcement": schema.ENFORCEMENT,
             "access": schema.ACCESS,
+            "websocket": schema.WEBSOCKET,
         }
         given: dict[str, Any] = {
             key: self.reader.choice(fields[key][1], key, choices)
@@ -198,12 +211,8 @@ class _Loader:
         fault = schema.contradiction(inspection)
         if fault is not None:
             raise self.reader.error(fields[fault[0]][0], *fault)
-        if inspection.enforcement == "audit" and schema.unenforced(
-            replace(inspection, enforcement=None)
-        ):
-            self.note(fields["enforcement"][0], "request rules in audit mode are not evaluated")
         for key in inspection.options:
-            if inspection.options[key] not in (False, None):
+            if key != "allow_encoded_slash" and inspection.options[key] not in (False, None):
                 self.note(fields[key][0], f"`{key}` has no effect in this version")
 
     def rules(self, node: yaml.Node) -> tuple[dict[str, Any], ...]:

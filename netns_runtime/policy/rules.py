@@ -2,8 +2,8 @@
 the supervisor sends a whole `Policy` to the proxy.
 
 A `Rule` lets the executables it names (or, without `binaries`, any process) reach its endpoints.
-An `Endpoint` is a host pattern with ports; its `inspection` keeps what the file says about
-requests, which this version does not enforce (schema.py decides what may load).
+An `Endpoint` is a host pattern with ports; its `requests` are what it says about requests, and
+`inspection` the same as the file words it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from netns_runtime.policy.hosts import is_wildcard
 
 if TYPE_CHECKING:
+    from netns_runtime.policy.matchers import RequestRules
     from netns_runtime.secret import Binding
 
 Network = IPv4Network | IPv6Network
@@ -43,13 +44,16 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a file says about requests on an endpoint, validated and kept, not enforced yet."""
+    """What a file says about requests on an endpoint, as it is written; `RequestRules` are what
+    that means.
+    """
 
     protocol: str | None = None
     tls: str | None = None
     enforcement: str | None = None
     access: str | None = None
     path: str | None = None
+    websocket: str | None = None
     rules: tuple[dict[str, Any], ...] = ()
     deny_rules: tuple[dict[str, Any], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +66,9 @@ class Endpoint:
     `host` is a canonical host or pattern; "" is any host, and then `allowed_ips` is not empty.
     `ports` None is any port. `allowed_ips` empty means the usual screening (screening.py).
     `unenforced` is a restriction on requests that this version cannot apply, as the file words it;
-    such an endpoint allows nothing, because part of a restriction would be none.
+    such an endpoint allows nothing, because part of a restriction would be none. `requests` None
+    says nothing about requests: all are allowed, unless another endpoint for the same flow has
+    rules, to which this one then adds nothing (as in OpenShell) save where `every_request` says so.
     """
 
     host: str
@@ -71,6 +77,8 @@ class Endpoint:
     line: int = 0
     inspection: Inspection | None = None
     unenforced: str | None = None
+    requests: RequestRules | None = None
+    every_request: bool = False
 
     def __post_init__(self) -> None:
         if not self.host and not self.allowed_ips:
@@ -110,6 +118,8 @@ class Policy:
         init=False, repr=False, compare=False, default_factory=dict
     )
     _patterns: tuple[Candidate, ...] = field(init=False, repr=False, compare=False, default=())
+    united: dict[Any, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What requests.py has put together from these rules, by target and owner; bounded there."""
 
     def __post_init__(self) -> None:
         exact: dict[str, list[Candidate]] = {}

@@ -1,9 +1,9 @@
-"""OpenShell's policy schema as tables, and what of it this version can stand behind.
+"""OpenShell's policy schema as tables, with our additions, and what of it is applied here.
 
 Facts from OpenShell's policy schema reference and its policy crate (version 1 of the schema,
-deprecated fields included). An endpoint whose request rules would have to restrict something is
-refused at load, because this version acts on hosts, ports, addresses and executables only:
-nobody is to believe in a rule that is not applied.
+deprecated fields included); `secrets`, `websocket` and `message` are ours. Request rules are
+loaded and refused where this version cannot apply them: nobody is to believe in a rule that is not
+applied.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ TOP: Final = frozenset(
         "process",
         "network_policies",
         "network_middlewares",
+        "secrets",
     }
 )
 
@@ -67,11 +68,13 @@ ENDPOINT: Final = OPTIONS | {
     "protocol",
     "rules",
     "tls",
+    "websocket",
 }
 MATCHER: Final = frozenset(
     {
         "command",
         "fields",
+        "message",
         "method",
         "operation_name",
         "operation_type",
@@ -86,8 +89,13 @@ PROTOCOLS: Final = frozenset({"rest", "websocket", "graphql", "mcp", "json-rpc",
 ACCESS: Final = frozenset({"read-only", "read-write", "full"})
 ENFORCEMENT: Final = frozenset({"enforce", "audit"})
 TLS: Final = frozenset({"skip", "terminate", "passthrough"})
+WEBSOCKET: Final = frozenset({"allow", "refuse"})
+SECRET: Final = frozenset({"hosts", "slots", "expose", "codings", "binaries"})
 
 _NEEDS_RULES: Final = frozenset({"rest", "websocket", "graphql"})
+_OPAQUE: Final = frozenset({"mcp", "json-rpc", "sql"})
+_OPERATION: Final = frozenset({"operation_type", "operation_name", "fields"})
+_RESTRICTING: Final = ("rules", "deny_rules", "access", "path", "websocket")
 _EVERY_PATH: Final = frozenset({"**", "/**"})
 UNENFORCED_REMEDY: Final = (
     "write `access: full` without rules to allow every request, "
@@ -107,25 +115,44 @@ def contradiction(inspection: Inspection) -> tuple[str, str] | None:
         return "deny_rules", "needs `protocol`"
     if inspection.protocol in _NEEDS_RULES and not (inspection.access or inspection.rules):
         return "protocol", f"`{inspection.protocol}` needs `access` or `rules`"
+    if inspection.websocket == "refuse":
+        if inspection.protocol in {"tcp", "websocket"}:
+            return "websocket", f"`refuse` contradicts `protocol: {inspection.protocol}`"
+        if inspection.tls == "skip":
+            return "websocket", "nobody sees an upgrade where `tls` is `skip`"
     if inspection.tls == "skip" and inspection.protocol not in {None, "tcp"}:
         return "tls", f"`skip` cannot be combined with `protocol: {inspection.protocol}`"
     return None
 
 
+def restricts(inspection: Inspection) -> bool:
+    """Whether some request would have to be refused."""
+    return (
+        (inspection.path is not None and inspection.path not in _EVERY_PATH)
+        or bool(inspection.deny_rules)
+        or inspection.access not in {None, "full"}
+        or inspection.websocket == "refuse"
+        or (bool(inspection.rules) and not any(map(_allows_everything, inspection.rules)))
+    )
+
+
 def unenforced(inspection: Inspection) -> str | None:
     """The key of a restriction on requests that this version cannot apply, or None."""
-    if inspection.enforcement == "audit":
-        return None
-    if inspection.path is not None and inspection.path not in _EVERY_PATH:
-        return "path"
-    if inspection.deny_rules:
-        return "deny_rules"
-    if inspection.access not in {None, "full"}:
-        return "access"
-    if inspection.rules and not any(map(_allows_everything, inspection.rules)):
-        return "rules"
-    if inspection.protocol in {"mcp", "json-rpc", "sql"} and not inspection.rules:
-        return "protocol"
+    is_opaque = inspection.protocol in _OPAQUE
+    if inspection.tls == "skip" or is_opaque:
+        if restricts(inspection):
+            return next(key for key in _RESTRICTING if getattr(inspection, key))
+        return "protocol" if is_opaque and not inspection.rules else None
+    rules = [rule["allow"] for rule in inspection.rules]
+    if inspection.protocol == "graphql":
+        if inspection.access not in {None, "full"}:
+            return "access"
+        if rules and not any(map(_allows_everything, inspection.rules)):
+            return "rules"
+        return "deny_rules" if inspection.deny_rules else None
+    for key, found in (("rules", rules), ("deny_rules", list(inspection.deny_rules))):
+        if any(not _OPERATION.isdisjoint(item) for item in found):
+            return key
     return None
 
 

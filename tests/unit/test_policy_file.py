@@ -88,7 +88,6 @@ def test_says_in_notes_what_it_does_not_enforce() -> None:
         "p.yaml:3: `filesystem_policy`",
         "p.yaml:7: `landlock`",
         "p.yaml:9: `process`",
-        "audit mode",
         "p.yaml:35: `request_body_credential_rewrite`",
     ):
         assert said in notes
@@ -242,20 +241,23 @@ def test_a_file_name_never_reaches_a_message_raw() -> None:
 
 
 NOT_ENFORCED = {
-    "read-only access": ("protocol: rest, access: read-only", "access"),
-    "read-only access without a protocol": ("access: read-only", "access"),
-    "read-write access": ("protocol: rest, enforcement: enforce, access: read-write", "access"),
-    "rules": ("protocol: rest, rules: [{allow: {method: GET, path: /**}}]", "rules"),
-    "rules for one path": (
-        "protocol: rest, rules: [{allow: {method: '*', path: /v1/**}}]",
-        "rules",
-    ),
-    "deny rules": (
-        "protocol: rest, access: full, deny_rules: [{method: POST, path: /x}]",
+    "an MCP endpoint": ("protocol: mcp, mcp: {versions: [2025-11-25]}", "protocol"),
+    "MCP tools": ("protocol: mcp, rules: [{allow: {method: tools/call, tool: x}}]", "rules"),
+    "JSON-RPC methods": ("protocol: json-rpc, rules: [{allow: {method: a.b}}]", "rules"),
+    "SQL commands": ("protocol: sql, rules: [{allow: {command: SELECT}}]", "rules"),
+    "GraphQL reads": ("protocol: graphql, access: read-only", "access"),
+    "GraphQL operations": ("protocol: graphql, rules: [{allow: {operation_type: query}}]", "rules"),
+    "GraphQL denials": (
+        "protocol: graphql, access: full, deny_rules: [{operation_type: mutation}]",
         "deny_rules",
     ),
-    "a path": ("protocol: rest, access: full, path: /v1/**", "path"),
-    "an MCP endpoint": ("protocol: mcp, mcp: {versions: [2025-11-25]}", "protocol"),
+    "GraphQL over a WebSocket": (
+        "protocol: websocket, rules: [{allow: {method: GET, path: /}}, "
+        "{allow: {operation_type: query}}]",
+        "rules",
+    ),
+    "an access beside `tls: skip`": ("tls: skip, access: read-only", "access"),
+    "a path beside `tls: skip`": ("tls: skip, path: /v1/**", "path"),
 }
 
 
@@ -264,17 +266,57 @@ def test_an_endpoint_whose_restriction_cannot_be_applied_allows_nothing_and_says
     fields: str, key: str
 ) -> None:
     policy = load(endpoint(f"host: a.test, port: 443, {fields}"))
-    assert [note for note in policy.notes if note.startswith("p.yaml:4: this version does not")]
+    assert [note for note in policy.notes if note.startswith("p.yaml:4: this version cannot")]
     decision = decide(policy, parse_authority("a.test:443"))
     assert not decision.is_allowed
     assert f"`{key}`" in decision.detail
     assert decision.remedy == "--allow a.test:443 allows every request"
 
 
-def test_a_rule_without_a_restriction_still_allows_what_another_restricts() -> None:
+@pytest.mark.parametrize(("fields", "key"), NOT_ENFORCED.values(), ids=NOT_ENFORCED)
+def test_what_cannot_be_applied_is_allowed_in_audit_mode_and_says_so(fields: str, key: str) -> None:
+    policy = load(endpoint(f"host: a.test, port: 443, {fields}, enforcement: audit"))
+    assert [note for note in policy.notes if "in audit mode, is not evaluated" in note]
+    assert decide(policy, parse_authority("a.test:443")).is_allowed
+
+
+ENFORCED = {
+    "read-only access": "protocol: rest, access: read-only",
+    "read-only access without a protocol": "access: read-only",
+    "read-write access": "protocol: rest, enforcement: enforce, access: read-write",
+    "rules": "protocol: rest, rules: [{allow: {method: GET, path: /v1/**}}]",
+    "deny rules": "protocol: rest, access: full, deny_rules: [{method: POST, path: /x}]",
+    "a path": "protocol: rest, access: full, path: /v1/**",
+    "a WebSocket": "protocol: websocket, rules: [{allow: {method: GET, path: /}}]",
+    "a refused upgrade": "websocket: refuse",
+}
+
+
+@pytest.mark.parametrize("fields", ENFORCED.values(), ids=ENFORCED)
+def test_an_endpoint_with_request_rules_allows_the_flow_that_carries_the_requests(
+    fields: str,
+) -> None:
+    policy = load(endpoint(f"host: a.test, port: 443, {fields}"))
+    assert decide(policy, parse_authority("a.test:443")).is_allowed
+    assert policy.rules[0].endpoints[0].requests is not None
+    assert policy.rules[0].endpoints[0].unenforced is None
+
+
+def test_says_that_rules_are_enforced_where_openshell_would_only_audit() -> None:
+    silent = load(endpoint("host: a.test, port: 443, protocol: rest, access: full"))
+    assert silent.notes == ()
+    noted = load(endpoint("host: a.test, port: 443, protocol: rest, access: read-only"))
+    assert (
+        "p.yaml:4: rules on requests are enforced where `enforcement` is missing"
+        in (noted.notes[0])
+    )
+
+
+def test_a_flow_with_request_rules_of_one_endpoint_counts_every_other_one_too() -> None:
     policy = load(endpoint("host: a.test, port: 443, protocol: rest, access: read-only"))
     both = Policy.merged(policy, Policy((parse_allow("a.test"),)))
-    assert decide(both, parse_authority("a.test:443")).rule == "--allow a.test"
+    decision = decide(both, parse_authority("a.test:443"))
+    assert [rule.text for rule, _ in decision.matching] == ["r (p.yaml:2)", "--allow a.test"]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +336,65 @@ def test_loads_an_endpoint_that_restricts_no_request(fields: str) -> None:
     assert decide(policy, parse_authority("a.test:443")).is_allowed
 
 
+RULE = "host: a.test, port: 443, protocol: rest, rules: [{allow: {%s}}]"
+BAD_RULES = {
+    "no method": ("path: /x", "has no `method`", "method: GET"),
+    "no path": ("method: GET", "has no `path`", "path: /**"),
+    "a method of two words": ("method: GET POST, path: /x", "key `method`", "* for any"),
+    "a method with a star in it": ("method: G*, path: /x", "key `method`", "* for any"),
+    "a path without a slash": ("method: GET, path: v1", "key `path`", "/**"),
+    "a star for a path": ("method: GET, path: '*'", "key `path`", "/**"),
+    "a path with dots": ("method: GET, path: /a/../b", "key `path`: /a/../b", "lead to"),
+    "a path with a query": ("method: GET, path: '/a?b=c'", "no part of a path", "`query`"),
+    "an open bracket": ("method: GET, path: '/a[b'", "bracket is not closed", "%5B"),
+    "an empty range": ("method: GET, path: '/[z-a]'", "the range z-a is empty", ""),
+    "a query as text": ("method: GET, path: /x, query: a=b", "key `query`: must be a map", ""),
+    "a query value as a number": ("method: GET, path: /x, query: {a: 1}", "must be text", "quote"),
+    "a query of two matchers": (
+        "method: GET, path: /x, query: {a: {any: [x], glob: y}}",
+        "key `a`: takes a glob",
+        "",
+    ),
+    "an empty any": ("method: GET, path: /x, query: {a: {any: []}}", "key `any`: is empty", "**"),
+    "a tool": ("method: GET, path: /x, tool: y", "key `tool`: matches no request", "remove"),
+    "an operation": ("method: GET, path: /x, command: y", "key `command`", "remove"),
+    "a message with another method": (
+        "method: GET, message: {pointer: /op, in: [1]}",
+        "key `method`: a rule with `message`",
+        "WEBSOCKET_TEXT",
+    ),
+    "a message without a pointer": ("message: {in: [1]}", "has no `pointer`", "/op"),
+    "a message without a test": ("message: {pointer: /op}", "takes one of", "in: [1]"),
+    "a message with two tests": (
+        "message: {pointer: /op, in: [1], present: true}",
+        "takes one of",
+        "",
+    ),
+    "a message with a bad pointer": ("message: {pointer: $.op, in: [1]}", "`pointer`", "/op"),
+    "a message with no values": ("message: {pointer: /op, in: []}", "key `in`: is empty", "[1, 2]"),
+    "a message with a mapping": ("message: {pointer: /op, in: [{}]}", "key `in`: takes texts", ""),
+    "no messages": ("message: []", "key `message`: is empty", "in: [1]"),
+    "a message with an unknown test": (
+        "message: {pointer: /op, is: 1}",
+        "key `is`: unknown key",
+        "in, matches",
+    ),
+    "what must be absent": ("message: {pointer: /op, present: false}", "key `present`", ""),
+}
+
+
+@pytest.mark.parametrize(("rule", "where", "remedy"), BAD_RULES.values(), ids=BAD_RULES)
+def test_refuses_a_rule_that_could_not_mean_what_it_says(
+    rule: str, where: str, remedy: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(endpoint(RULE % rule))
+    message = str(caught.value)
+    assert message.startswith("p.yaml:4: key `")
+    assert where in message
+    assert remedy in message
+
+
 CONTRADICTIONS = {
     "access beside rules": "protocol: rest, access: full, rules: [{allow: {method: GET, path: /}}]",
     "rest without rules": "protocol: rest",
@@ -301,6 +402,9 @@ CONTRADICTIONS = {
     "deny rules without a protocol": "deny_rules: [{method: GET, path: /}]",
     "skip beside inspection": "protocol: rest, access: full, tls: skip",
     "a rule without allow": "protocol: rest, rules: [{}]",
+    "`websocket: refuse` on a WebSocket": "protocol: websocket, access: full, websocket: refuse",
+    "`websocket: refuse` beside skip": "tls: skip, websocket: refuse",
+    "`websocket: refuse` on plain TCP": "protocol: tcp, websocket: refuse",
 }
 
 
