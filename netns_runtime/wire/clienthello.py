@@ -27,16 +27,21 @@ _RECORDS: Final = 256
 HANDSHAKE: Final = 0x16
 _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0
+_ALPN: Final = 16
 # RFC 9849 and the last drafts; 0xffce was ESNI's.
 _ECH: Final = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFF02, 0xFFCE})
 
 
 @dataclass(frozen=True, slots=True)
 class ClientHello:
-    """`server_name` as written, ASCII, or None; `has_ech` also where that is only GREASE."""
+    """`server_name` as written, ASCII, or None; `has_ech` also where that is only GREASE.
+
+    `protocols` are what it offers by ALPN, in its order, latin-1.
+    """
 
     server_name: str | None = None
     has_ech: bool = False
+    protocols: tuple[str, ...] = ()
 
 
 class ClientHelloReader:
@@ -141,6 +146,7 @@ def parse_client_hello(body: bytes) -> ClientHello:
     cursor.finish()
     seen: set[int] = set()
     server_name = None
+    protocols: tuple[str, ...] = ()
     while extensions:
         kind = extensions.number(2)
         value = extensions.vector(2)
@@ -149,7 +155,9 @@ def parse_client_hello(body: bytes) -> ClientHello:
         seen.add(kind)
         if kind == _SERVER_NAME:
             server_name = _server_name(value)
-    return ClientHello(server_name, not _ECH.isdisjoint(seen))
+        elif kind == _ALPN:
+            protocols = _protocols(value)
+    return ClientHello(server_name, not _ECH.isdisjoint(seen), protocols)
 
 
 def _server_name(value: bytes) -> str:
@@ -163,3 +171,16 @@ def _server_name(value: bytes) -> str:
     if not name or not name.isascii() or not name.decode("ascii").isprintable():
         raise ProtocolError("the server_name in the ClientHello is not a name")
     return name.decode("ascii")
+
+
+def _protocols(value: bytes) -> tuple[str, ...]:
+    """RFC 7301, 3.1: at least one name, none of them empty."""
+    cursor = _Cursor(value)
+    names = _Cursor(cursor.vector(2))
+    cursor.finish()
+    found = []
+    while names:
+        found.append(names.vector(1).decode("latin-1"))
+    if not found or not all(found):
+        raise ProtocolError("the ALPN list in the ClientHello is malformed")
+    return tuple(found)

@@ -37,7 +37,8 @@ _HOP_BY_HOP: Final = frozenset(
 # Connection may not take these away: they carry the message itself (RFC 9110, 7.6.1).
 _NEVER_LISTED: Final = frozenset({b"host", b"content-length", b"content-type", b"cache-control"})
 _ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
-DEFAULT_PORTS: Final = {"http": 80, "ws": 80}
+DEFAULT_PORTS: Final = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+_OVER_TLS: Final = frozenset({"https", "wss"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,11 @@ class AbsoluteTarget:
         return path + "?" + "&".join(pair.partition("=")[0] for pair in query.split("&"))
 
 
-def split_absolute(head: RequestHead) -> AbsoluteTarget:
-    """Split `http://authority/path?query`. Raises ProtocolError, which explains the proxy's use."""
+def split_absolute(head: RequestHead, *, is_tls: bool = False) -> AbsoluteTarget:
+    """Split `http://authority/path?query`; inside TLS, where `is_tls`, `https://` likewise.
+
+    Raises ProtocolError, which explains the proxy's use.
+    """
     match = _ABSOLUTE.fullmatch(head.target)
     if match is None:
         raise ProtocolError(
@@ -66,7 +70,9 @@ def split_absolute(head: RequestHead) -> AbsoluteTarget:
             f" ({head.method} http://host/path), not a path"
         )
     scheme, authority, path, fragment = match[1].lower(), match[2], match[3], match[4]
-    if scheme in {"https", "wss"}:
+    if is_tls and scheme not in _OVER_TLS:
+        raise ProtocolError(f"a request for {scheme}:// inside TLS")
+    if scheme in _OVER_TLS and not is_tls:
         raise ProtocolError(f"{scheme}:// goes through a tunnel: use CONNECT")
     if scheme not in DEFAULT_PORTS:
         raise ProtocolError(f"the proxy carries http:// and ws://, not {scheme}://")
@@ -81,48 +87,52 @@ def split_absolute(head: RequestHead) -> AbsoluteTarget:
     return AbsoluteTarget(scheme, authority, quote(path, safe=_ASCII))
 
 
-def split_origin(head: RequestHead) -> AbsoluteTarget:
+def split_origin(head: RequestHead, *, is_tls: bool = False) -> AbsoluteTarget:
     """A request's target inside a connection that has one host: a path, or a whole URL of it.
 
     `authority` is "" where the target names none. Raises ProtocolError.
     """
+    scheme = "https" if is_tls else "http"
     if head.method == "CONNECT":
-        return AbsoluteTarget("http", head.target, "")
+        return AbsoluteTarget(scheme, head.target, "")
     if not head.target.startswith("/") and head.target != "*":
-        return split_absolute(head)
+        return split_absolute(head, is_tls=is_tls)
     path, mark, _ = head.target.partition("#")
     if mark:
         raise ProtocolError("a request target has no fragment")
-    return AbsoluteTarget("http", "", quote(path, safe=_ASCII))
+    return AbsoluteTarget(scheme, "", path if path.isascii() else quote(path, safe=_ASCII))
 
 
 def wants_websocket(head: RequestHead) -> bool:
-    """Whether the request asks to become a WebSocket; other upgrades are not passed on."""
-    return b"upgrade" in head.words(b"connection") and head.words(b"upgrade") == {b"websocket"}
+    """Whether the request asks to become a WebSocket; other upgrades are not passed on.
+
+    One with content or of HTTP/1.0 is none: where the frames would begin has two readings.
+    """
+    if head.words(b"upgrade") != {b"websocket"} or b"upgrade" not in head.words(b"connection"):
+        return False
+    return head.method == "GET" and head.version == (1, 1) and not head.has_body
+
+
+UPGRADE: Final = ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
 
 
 def request_headers(head: RequestHead, authority: bytes) -> Headers:
-    """The headers to send upstream: Host first, from the target, and nothing hop-by-hop.
+    """The end-to-end headers to send upstream: Host first, from the target.
 
-    No Via: upstream sees the request as the client would have sent it.
+    What frames the content and what upgrades is added when it is sent. No Via: upstream sees the
+    request as the client would have sent it.
     """
     headers = [(b"Host", authority)]
     headers += (pair for pair in end_to_end(head.headers) if pair[0].lower() != b"host")
-    if head.values(b"transfer-encoding"):
-        headers.append((b"Transfer-Encoding", b"chunked"))
-    if wants_websocket(head):
-        headers += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
     return headers
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     """Leave out what RFC 9110, 7.6.1 names hop-by-hop and what Connection lists."""
-    pairs = list(headers)
-    listed = {
-        word.strip(b" \t").lower()
-        for name, value in pairs
-        if name.lower() == b"connection"
-        for word in value.split(b",")
-    }
-    dropped = _HOP_BY_HOP | (listed - _NEVER_LISTED)
-    return [pair for pair in pairs if pair[0].lower() not in dropped]
+    pairs = [(name.lower(), (name, value)) for name, value in headers]
+    dropped = _HOP_BY_HOP
+    for lower, (_, value) in pairs:
+        if lower == b"connection":
+            listed = {word.strip(b" \t").lower() for word in value.split(b",")}
+            dropped |= listed - _NEVER_LISTED
+    return [pair for lower, pair in pairs if lower not in dropped]

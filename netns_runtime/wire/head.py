@@ -9,7 +9,7 @@ next server must not be able to read something else (RFC 9112, sections 2.2, 5.2
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.wire import NEED_DATA, ProtocolError
@@ -40,21 +40,30 @@ class RequestHead:
     version: tuple[int, int]
     headers: tuple[tuple[bytes, bytes], ...]
     raw: bytes
+    has_body: bool = field(init=False, repr=False)
+    """Whether content follows the head."""
+    _values: dict[bytes, list[bytes]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values: dict[bytes, list[bytes]] = {}
+        for name, value in self.headers:
+            values.setdefault(name.lower(), []).append(value)
+        length = values.get(b"content-length", [b""])[0]
+        has_body = b"transfer-encoding" in values or length.strip(b"0") != b""
+        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "has_body", has_body)
 
     def values(self, name: bytes) -> list[bytes]:
         """All values of the header `name` (given in lower case), in order."""
-        return [value for key, value in self.headers if key.lower() == name]
+        return list(self._values.get(name, ()))
 
     def words(self, name: bytes) -> set[bytes]:
         """The comma-separated members of the header `name`, in lower case."""
-        joined = b",".join(self.values(name)).lower()
+        values = self._values.get(name)
+        if values is None:
+            return set()
+        joined = b",".join(values).lower()
         return {word for part in joined.split(b",") if (word := part.strip(b" \t"))}
-
-    @property
-    def has_body(self) -> bool:
-        """Whether content follows the head."""
-        length = self.values(b"content-length")
-        return bool(self.values(b"transfer-encoding") or (length and int(length[0]) > 0))
 
 
 class HeadReader:
