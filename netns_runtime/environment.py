@@ -8,13 +8,16 @@ are replaced, because they name what the sandbox cannot reach. A pointer to a so
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime import layout
 
 if TYPE_CHECKING:
     import pwd
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+
+    from netns_runtime.secret import Secret
 
 PROXY_AUTHORITY: Final = f"{layout.GATEWAY_IPV4}:{layout.PROXY_PORT}"
 PROXY_URL: Final = f"http://{PROXY_AUTHORITY}"
@@ -69,15 +72,14 @@ _REPLACED: Final = _FOREIGN_PROXIES | {name.lower() for name in PROXY_VARIABLES}
 # reaches only the `java` launcher of 9 and later). Java leaves loopback unproxied by itself.
 _JAVA_VARIABLE: Final = "JAVA_TOOL_OPTIONS"
 
+# What names a bundle that takes the place of the program's own roots: all of the system's and ours.
 TRUST_VARIABLES: Final = (
-    "SSL_CERT_FILE",  # OpenSSL, Go, Ruby, rustls-native-certs, uv
+    "SSL_CERT_FILE",  # OpenSSL, Go, Ruby, Perl, PHP, .NET, R, rustls-native-certs, uv, httpx
     "CURL_CA_BUNDLE",
     "REQUESTS_CA_BUNDLE",
     "PIP_CERT",
-    "NODE_EXTRA_CA_CERTS",
     "npm_config_cafile",
     "YARN_HTTPS_CA_FILE_PATH",
-    "DENO_CERT",
     "GIT_SSL_CAINFO",
     "CARGO_HTTP_CAINFO",
     "AWS_CA_BUNDLE",
@@ -86,7 +88,31 @@ TRUST_VARIABLES: Final = (
     "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
     "PERL_LWP_SSL_CA_FILE",
     "NIX_SSL_CERT_FILE",
+    "HEX_CACERTS_PATH",  # Elixir's and Erlang's package manager
+    "HTTPLIB2_CA_CERTS",
+    "WEBSOCKET_CLIENT_CA_BUNDLE",
 )
+# What names certificates beside the program's own roots. A short file: Node reads it at its first
+# TLS connection, and a whole bundle costs it 10 ms there.
+EXTRA_VARIABLES: Final = ("NODE_EXTRA_CA_CERTS", "DENO_CERT")
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """Files as seen inside: `bundle` with every root, `extra` with those of this sandbox alone,
+    both PEM, and `java`, a key store (JKS) with every root."""
+
+    bundle: str
+    extra: str
+    java: str
+
+    @property
+    def java_options(self) -> str:
+        """A JVM's own cacerts is not every JVM's. The type is named for those with another
+        default; no password is needed to read a JKS store."""
+        option = "-Djavax.net.ssl.trustStore"
+        return f"{option}={self.java} {option}Type=JKS"
+
 
 # Names whose value is, or leads to, a socket or another object of the host.
 _POINTERS: Final = frozenset(
@@ -137,14 +163,14 @@ def environment_of(
     *,
     user: pwd.struct_passwd | None = None,
     sudo: bool = False,
-    bundle: str | None = None,
+    trusted: Trusted | None = None,
     exposed: Collection[str] = (),
 ) -> dict[str, str]:
     """The environment CMD starts with.
 
     `user` is the target user's entry, None for a uid without one; `sudo` says that the caller came
-    through sudo, which put root's HOME and names into `base`. `bundle` is a PEM file as seen
-    inside, `exposed` the paths of `--expose-socket`.
+    through sudo, which put root's HOME and names into `base`. `trusted` is None where CMD trusts
+    what the host does; `exposed` are the paths of `--expose-socket`.
     """
     result = {
         name: value
@@ -163,9 +189,50 @@ def environment_of(
     elif user is not None:
         result.update(_identity_of(base, user, sudo))
     result.update(PROXY_VARIABLES)
-    result[_JAVA_VARIABLE] = f"{base.get(_JAVA_VARIABLE, '')} {_JAVA_OPTIONS}".strip()
-    if bundle is not None:
-        result.update(dict.fromkeys(TRUST_VARIABLES, bundle))
+    java = [base.get(_JAVA_VARIABLE, ""), _JAVA_OPTIONS]
+    if trusted is not None:
+        result.update(dict.fromkeys(TRUST_VARIABLES, trusted.bundle))
+        result.update(dict.fromkeys(EXTRA_VARIABLES, trusted.extra))
+        java.append(trusted.java_options)
+    result[_JAVA_VARIABLE] = " ".join(java).strip()
+    return result
+
+
+SECRETS_URL: Final = f"{PROXY_URL}/secrets/v1"
+
+
+def with_secrets(
+    environment: Mapping[str, str], secrets: Iterable[Secret], token: str = ""
+) -> dict[str, str]:
+    """The environment with each secret's variable, and no copy of a value elsewhere.
+
+    The variable holds the placeholder, or with `expose: env` the value. A copy, percent-encoded
+    ones included, becomes the placeholder; values shorter than COPY_LENGTH are not looked for.
+    `token` opens the endpoint, where there is one.
+    """
+    import re
+    from urllib.parse import quote
+
+    from netns_runtime.supplied import COPY_LENGTH
+
+    own: dict[str, str] = {}
+    copies: dict[str, str] = {}
+    for secret in secrets:
+        own[secret.name] = secret.placeholder
+        if secret.binding.expose == "env":
+            own[secret.name] = secret.value
+        elif len(secret.value) >= COPY_LENGTH:
+            copies.setdefault(secret.value, secret.placeholder)
+            copies.setdefault(quote(secret.value, safe=""), quote(secret.placeholder, safe=""))
+    result = dict(environment)
+    if copies:
+        # One pass, the longest first: no value is looked for inside a placeholder.
+        pattern = re.compile("|".join(map(re.escape, sorted(copies, key=len, reverse=True))))
+        for name, value in environment.items():
+            result[name] = pattern.sub(lambda match: copies[match[0]], value)
+    result.update(own)
+    if token:
+        result["NETNS_SECRETS_URL"], result["NETNS_SECRETS_TOKEN"] = SECRETS_URL, token
     return result
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from netns_runtime.audit import open_audit
@@ -27,7 +28,9 @@ from netns_runtime.policy import Policy, parse_allow
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from netns_runtime.presets.account import Account
     from netns_runtime.spec import Spec
+    from netns_runtime.supplied import Supplied
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ class Request:
     uplink_fd: int | None
     nameservers: tuple[tuple[str, int], ...]
     directory: str
+    supplied: Supplied | None = None
 
     @property
     def is_read_only(self) -> bool:
@@ -138,16 +142,33 @@ def _number(name: str, digits: str) -> int:
     return int(digits)
 
 
-def load_policies(spec: Spec) -> Policy:
-    """Every `--policy` and `--allow`, merged."""
-    parts: list[Policy] = []
-    for path in spec.policies:
-        from netns_runtime.policy.file import read_policy
+def load_policies(
+    spec: Spec, user: User | None = None, environment: Mapping[str, str] = MappingProxyType({})
+) -> Policy:
+    """Every `--policy`, `--preset` and `--allow`, merged. `user` and `environment` say whose
+    configuration a preset reads."""
+    allow = Policy(tuple(parse_allow(text) for text in spec.allow))
+    if not spec.policies and not spec.presets:
+        return allow
+    from netns_runtime.policy.file import read_policy
+    from netns_runtime.supply import merged, preset_policy
 
-        parts.append(read_policy(path))
-    if spec.allow:
-        parts.append(Policy(tuple(parse_allow(text) for text in spec.allow)))
-    return Policy.merged(*parts)
+    files = [read_policy(path) for path in spec.policies]
+    presets: list[Policy] = []
+    if spec.presets:
+        account = account_of(user or resolve_user(spec.user, environment), environment)
+        presets = [preset_policy(name, account) for name in dict.fromkeys(spec.presets)]
+    return merged(files, presets, allow)
+
+
+def account_of(user: User, environment: Mapping[str, str]) -> Account:
+    """The user as presets take one, with the home that CMD will see."""
+    from netns_runtime.presets.account import Account
+
+    home = user.entry.pw_dir if user.entry is not None else "/"
+    if not user.is_sudo and user.uid == os.getuid():
+        home = environment.get("HOME", home)
+    return Account(user.uid, user.gid, user.groups, home, environment)
 
 
 def nameservers_for(spec: Spec) -> tuple[tuple[str, int], ...]:
@@ -215,7 +236,7 @@ def resolve(spec: Spec, environment: Mapping[str, str]) -> Iterator[Request]:
         _check_descriptors(spec)
         _check_sockets(spec)
         user = resolve_user(spec.user, environment)
-        policy = load_policies(spec)
+        policy = load_policies(spec, user, environment)
         upstream_ca = None
         if spec.upstream_ca is not None:
             from netns_runtime.trust import read_upstream_ca
@@ -237,8 +258,25 @@ def resolve(spec: Spec, environment: Mapping[str, str]) -> Iterator[Request]:
             found.real_path("--policy", path)
         if spec.upstream_ca is not None:
             found.real_path("--upstream-ca", spec.upstream_ca)
+        found = _with_secrets(found, environment, stack)
         audit_fd = _open_audit(found, stack)
-        yield replace(found, policy=found.identify(policy), audit_fd=audit_fd)
+        yield replace(found, policy=found.identify(found.policy), audit_fd=audit_fd)
+
+
+def _with_secrets(request: Request, environment: Mapping[str, str], stack: ExitStack) -> Request:
+    """Read the secrets, where there are any; at the end at the latest they are let go of."""
+    spec, policy = request.spec, request.policy
+    if not spec.secrets and not policy.secrets:
+        return request
+    from netns_runtime.supply import supply
+
+    supplied, notes = supply(
+        spec, policy, environment, real_path=request.real_path, identify=request.identify
+    )
+    if supplied is not None:
+        stack.callback(supplied.forget)
+    policy = replace(policy, notes=(*policy.notes, *notes))
+    return replace(request, policy=policy, supplied=supplied)
 
 
 def _open_audit(request: Request, stack: ExitStack) -> int | None:

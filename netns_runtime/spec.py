@@ -19,7 +19,21 @@ PROBES: Final = ("auto", "bpf", "nft")
 
 # A cgroup, a state file and audit lines carry the name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+# What a shell, and the placeholder's syntax, take for a variable's name.
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SIZE: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """Where the value of the secret `name` is: `place` is a variable, a path or a descriptor."""
+
+    name: str
+    kind: Literal["env", "file", "fd"]
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.place}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +42,9 @@ class Spec:
 
     command: tuple[str, ...]
     policies: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    secrets: tuple[SecretSource, ...] = ()
     redirect: bool = True
     uplink: str | None = None
     resolver: tuple[str, int] | None = None
@@ -62,6 +78,27 @@ def parse_descriptor(option: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise UsageError(f"{option} {text}: not a descriptor number")
     return int(text)
+
+
+def parse_secret(text: str) -> SecretSource:
+    """`NAME[=SOURCE]`. What is no source may be a value, so that no error shows it."""
+    name, equals, source = text.partition("=")
+    if not _VARIABLE.fullmatch(name):
+        raise UsageError(
+            "--secret: the name is no variable's: it takes letters, digits and '_'",
+            remedy="give NAME or NAME=SOURCE, SOURCE one of env:VAR, file:PATH, fd:N",
+        )
+    kind, _, place = source.partition(":") if equals else ("env", "", name)
+    if kind == "env" and place and "=" not in place:
+        return SecretSource(name, "env", place)
+    if kind == "file" and place:
+        return SecretSource(name, "file", place)
+    if kind == "fd" and place.isascii() and place.isdigit() and len(place) < 10:
+        return SecretSource(name, "fd", str(int(place)))
+    raise UsageError(
+        f"--secret {name}: the source is none of env:VAR, file:PATH and fd:N",
+        remedy="a value itself is never given on the command line",
+    )
 
 
 def parse_resolver(text: str) -> tuple[str, int]:

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import layout
 from netns_runtime.errors import StepError, UsageError, step_error
@@ -30,7 +30,7 @@ _FORMAT: Final = 1
 @dataclass(frozen=True, slots=True)
 class Record:
     """One running sandbox. `*_ns` are paths below /proc/PID/fd of its supervisor; `pins` is the
-    directory of the probe that guards it, empty without one.
+    directory of the probe that guards it, empty without one; `secrets` tells names and hosts.
     """
 
     name: str
@@ -50,6 +50,8 @@ class Record:
     pid: int | None = None
     proxy: int | None = None
     pins: str = ""
+    presets: tuple[str, ...] = ()
+    secrets: tuple[dict[str, Any], ...] = ()
     format: int = _FORMAT
 
 
@@ -166,7 +168,7 @@ def _decode(data: bytes) -> Record | None:
         fields = json.loads(data)
         if fields.get("format") != _FORMAT:
             return None
-        for key in ("command", "policies", "allow"):
+        for key in ("command", "policies", "allow", "presets", "secrets"):
             fields[key] = tuple(fields[key])
         return Record(**fields)
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -31,6 +31,8 @@ usage: netns-debug COMMAND [SANDBOX] [--json]
   policy SANDBOX --set FILE
                     replace the policy while it runs: flows that it would refuse are closed,
                     all others stay; a file that does not load changes nothing
+  preset list       the shipped presets
+  preset show NAME  one of them: hosts, ports, and where its secrets go
   doctor            what a sandbox needs of this machine, and what is missing
   gc                remove what killed sandboxes left
 
@@ -82,7 +84,7 @@ def _run(words: list[str]) -> int:
     option = next((word for word in rest[1:] if word.startswith("-") and word not in known), None)
     if option is not None:
         raise UsageError(f"unknown option {option}", remedy="see netns-debug --help")
-    if os.geteuid() != 0 and rest[0] != "doctor":
+    if os.geteuid() != 0 and rest[0] not in ("doctor", "preset"):
         raise UsageError("needs root", remedy="run sudo netns-debug …")
     return command(rest[1:], as_json)
 
@@ -142,10 +144,14 @@ def _show(words: list[str], as_json: bool) -> int:
         say_json(fields)
         return 0
     totals = fields.pop("totals")
+    secrets = fields.pop("secrets")
     fields = {
         key: " ".join(value) if isinstance(value, (tuple, list)) else value
         for key, value in fields.items()
     }
+    from netns_runtime.supplied import told
+
+    fields |= {f"secret {entry['name']}": told(entry) for entry in secrets}
     say(pairs({**fields, **{f"refused {key}": value for key, value in totals.items()}}))
     return 0
 
@@ -214,6 +220,18 @@ def _policy(words: list[str], as_json: bool) -> int:
     return 0
 
 
+def _preset(words: list[str], as_json: bool) -> int:
+    from netns_runtime.cli.preset import list_presets, show_preset
+
+    if words == ["list"]:
+        list_presets(as_json=as_json)
+    elif len(words) == 2 and words[0] == "show":
+        show_preset(words[1], as_json=as_json)
+    else:
+        raise UsageError("preset takes list, or show NAME", remedy="see netns-debug --help")
+    return 0
+
+
 def _answer(record: state.Record, request: dict[str, Any]) -> dict[str, Any]:
     from netns_runtime.control import ask
 
@@ -269,6 +287,7 @@ _COMMANDS: Final[dict[str, Callable[[list[str], bool], int]]] = {
     "stats": _stats,
     "flows": _flows,
     "policy": _policy,
+    "preset": _preset,
     "doctor": _doctor,
     "gc": _gc,
 }

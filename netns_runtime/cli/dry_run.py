@@ -12,6 +12,7 @@ from netns_runtime.namespace.netlink import kernel_has_ipv6, link_plan
 
 if TYPE_CHECKING:
     from netns_runtime.request import Request
+    from netns_runtime.supplied import Supplied
 
 
 def show(request: Request) -> None:
@@ -36,6 +37,10 @@ def show(request: Request) -> None:
     say("policy")
     for line in policy_lines(request) or ["nothing is allowed"]:
         say(f"  {printable(line)}")
+    if request.supplied is not None:
+        say("secrets")
+        for line in secret_lines(request.supplied):
+            say(f"  {printable(line)}")
     say("command")
     for line in enter_plan(request, None).describe():
         say(f"  {printable(line)}")
@@ -50,6 +55,16 @@ def probe_lines(wanted: str) -> list[str]:
     otherwise = "netns-run fails" if wanted == "bpf" else "nft enforces and counts alone"
     names = ", ".join(hook.program for hook in HOOKS)
     return [f"cgroup programs {names}", f"where they cannot be loaded: {otherwise}"]
+
+
+def secret_lines(supplied: Supplied) -> list[str]:
+    """One line for each secret: its source, hosts and slots, and never its value."""
+    from netns_runtime.supplied import told
+
+    return [
+        f"{entry['name']} from {supplied.sources[entry['name']]} {told(entry)}, by {entry['rule']}"
+        for entry in supplied.listed()
+    ]
 
 
 def policy_lines(request: Request) -> list[str]:

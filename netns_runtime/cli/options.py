@@ -17,6 +17,7 @@ from netns_runtime.spec import (
     parse_limit,
     parse_name,
     parse_resolver,
+    parse_secret,
 )
 
 USAGE: Final = """\
@@ -26,9 +27,13 @@ Runs CMD in its own network namespace. Whatever leaves it goes through the proxy
 10.200.0.1:3128 under a policy; every other connect is refused, counted and explained.
 
   --policy FILE          YAML policy; default: allow nothing; repeatable
+  --preset NAME          a shipped policy, see netns-debug preset list; repeatable
   --allow HOST[:PORT]    add a rule; repeatable; no port means 80 and 443, HOST:* any;
                          *.HOST is every name below HOST
   --redirect on|off      carry clients that ignore the proxy (default on); off: they are refused
+  --secret NAME[=SOURCE] CMD sees a placeholder in the variable NAME and the proxy puts the
+                         value in on its way to the hosts it is bound to; SOURCE is env:VAR
+                         (default env:NAME), file:PATH or fd:N; repeatable
   --uplink NETNS         dial from this namespace (name or path) instead of the host's
   --resolver ADDR[:PORT] resolve upstream names here instead of with the host's resolver
   --upstream-ca FILE     extra roots that CMD trusts, in PEM
@@ -53,11 +58,7 @@ exit status: CMD's own (128+N for a signal); 125 netns-run failed, 126 cannot ex
 127 not found
 """
 
-_LATER: Final = {
-    "--preset": "presets",
-    "--secret": "secrets",
-    "--publish": "published ports",
-}
+_LATER: Final = {"--publish": "published ports"}
 
 _Put = Callable[[dict[str, Any], str], None]
 
@@ -93,7 +94,9 @@ def _put_limit(values: dict[str, Any], text: str) -> None:
 
 _VALUES: Final[dict[str, _Put]] = {
     "--policy": _append("policies"),
+    "--preset": _append("presets"),
     "--allow": _append("allow"),
+    "--secret": _append("secrets", parse_secret),
     "--redirect": _store(
         "redirect", lambda text: _choice("--redirect", ("on", "off"))(text) == "on"
     ),

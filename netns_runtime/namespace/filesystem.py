@@ -57,7 +57,8 @@ class BoundFile:
 class View:
     """What was asked for. Paths are the user's, absolute or relative to the working directory.
 
-    `protected` is what root executes or reads next time. `cgroup` is the sandbox's own directory
+    `protected` is what root executes or reads next time, `hidden` what CMD must not even read: real
+    paths of files that hold secrets. `cgroup` is the sandbox's own directory
     of the cgroup v2 tree, shown read-only at /sys/fs/cgroup.
     """
 
@@ -66,6 +67,7 @@ class View:
     expose_sockets: tuple[str, ...] = ()
     files: tuple[BoundFile, ...] = ()
     protected: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     cgroup: str | None = None
 
 
@@ -154,7 +156,7 @@ def plan_view(
     can_bind = {path for _, path in files if os.path.exists(path) or _is_under(path, hidden)}
     return ViewPlan(
         covers=(
-            *protect(view.protected, identity, host.mounts),
+            *protect(view.protected, identity, host.mounts, view.hidden),
             *_kernel_mounts(host.mounts),
             *_sockets(host.sockets, exposed),
         ),

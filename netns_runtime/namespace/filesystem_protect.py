@@ -70,16 +70,24 @@ def could_rename(
 
 
 def protect(
-    paths: Iterable[str], identity: Identity, mounts: tuple[Mount, ...]
+    paths: Iterable[str],
+    identity: Identity,
+    mounts: tuple[Mount, ...],
+    hidden: Iterable[str] = (),
 ) -> tuple[Cover, ...]:
-    """The covers that keep CMD from changing `paths` by write, unlink or any rename above."""
+    """The covers that keep CMD from changing `paths` by write, unlink or any rename above.
+
+    What is `hidden` CMD cannot read either: /dev/null lies over it.
+    """
     found: dict[str, Cover] = {}
-    for path in paths:
+    secret = frozenset(hidden)
+    for path in (*paths, *secret):
         for alias in aliases_of(os.path.realpath(path), mounts):
             if not os.path.lexists(alias):
                 continue
             # A read-only mount does not keep anybody from writing to a FIFO.
-            how = How.HIDE if stat.S_ISFIFO(os.lstat(alias).st_mode) else How.READ_ONLY
+            is_pipe = stat.S_ISFIFO(os.lstat(alias).st_mode)
+            how = How.HIDE if is_pipe or path in secret else How.READ_ONLY
             found[alias] = Cover(alias, how, must=True)
             above = os.path.dirname(alias)
             while above != "/":

@@ -8,10 +8,12 @@ import urllib.request
 import pytest
 
 from netns_runtime.environment import (
+    EXTRA_VARIABLES,
     NO_PROXY,
     PROXY_URL,
     PROXY_VARIABLES,
     TRUST_VARIABLES,
+    Trusted,
     environment_of,
 )
 
@@ -186,9 +188,23 @@ def test_a_uid_without_a_name_keeps_nothing_of_roots() -> None:
 
 
 def test_a_bundle_is_named_to_every_client() -> None:
-    result = environment_of({"SSL_CERT_FILE": "/corporate.pem"}, bundle="/run/ca.pem")
-    assert {result[name] for name in TRUST_VARIABLES} == {"/run/ca.pem"}
-    assert {"SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE"} <= set(TRUST_VARIABLES)
+    trusted = Trusted("/run/all.pem", "/run/ours.pem", "/run/java.jks")
+    base = {"SSL_CERT_FILE": "/corporate.pem", "JAVA_TOOL_OPTIONS": "-Xmx1g"}
+    result = environment_of(base, trusted=trusted)
+    assert {result[name] for name in TRUST_VARIABLES} == {"/run/all.pem"}
+    assert {result[name] for name in EXTRA_VARIABLES} == {"/run/ours.pem"}
+    assert {"SSL_CERT_FILE", "npm_config_cafile", "REQUESTS_CA_BUNDLE"} <= set(TRUST_VARIABLES)
+    assert "NODE_EXTRA_CA_CERTS" in EXTRA_VARIABLES
+    java = result["JAVA_TOOL_OPTIONS"].split()
+    assert java[0] == "-Xmx1g"
+    assert java[-2:] == [
+        "-Djavax.net.ssl.trustStore=/run/java.jks",
+        "-Djavax.net.ssl.trustStoreType=JKS",
+    ]
+
+
+def test_a_variable_that_replaces_the_roots_of_its_program_names_all_of_them() -> None:
+    assert not set(TRUST_VARIABLES) & set(EXTRA_VARIABLES)
 
 
 def test_without_a_bundle_trust_is_the_callers() -> None:

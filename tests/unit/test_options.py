@@ -35,6 +35,7 @@ def test_the_command_begins_at_the_first_word_that_is_no_option(
 def test_every_option_of_the_contract_reaches_the_spec() -> None:
     spec = parsed(
         *("--policy", "p.yaml", "--policy=q.yaml", "--allow", "a.test", "--allow", "b.test:22"),
+        *("--preset", "slack", "--preset=pip", "--secret", "A", "--secret=B=file:/x=y"),
         *("--redirect", "off", "--uplink", "lab", "--resolver", "192.0.2.53:5353"),
         *("--upstream-ca", "ca.pem", "--audit", "fd:3", "--status-fd", "4", "--user", "nobody"),
         *("--read-only", "--writable", "/srv", "--expose-socket", "/run/x", "--keep-fd", "7"),
@@ -43,6 +44,8 @@ def test_every_option_of_the_contract_reaches_the_spec() -> None:
     )
     assert spec.policies == ("p.yaml", "q.yaml")
     assert spec.allow == ("a.test", "b.test:22")
+    assert spec.presets == ("slack", "pip")
+    assert [(s.name, str(s)) for s in spec.secrets] == [("A", "env:A"), ("B", "file:/x=y")]
     assert spec.redirect is False
     assert spec.resolver == ("192.0.2.53", 5353)
     assert (spec.uplink, spec.upstream_ca, spec.audit) == ("lab", "ca.pem", "fd:3")
@@ -87,7 +90,10 @@ def test_information_is_asked_for_without_a_command(word: str) -> None:
         (("--limit", "rate=1", "true"), "'rate' is no limit"),
         (("--name", "../x", "true"), "not a name"),
         (("--name", "a" * 64, "true"), "not a name"),
-        (("--secret", "TOKEN", "true"), "--secret: this version has no secrets"),
+        (("--publish", "80", "true"), "--publish: this version has no published ports"),
+        (("--secret", "MY-TOKEN", "true"), "--secret: the name is no variable's"),
+        (("--secret", "T=", "true"), "--secret T: the source is none of env:VAR"),
+        (("--secret", "T=env:", "true"), "--secret T: the source is none of env:VAR"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_that_names_it(words: tuple[str, ...], said: str) -> None:
@@ -116,3 +122,20 @@ def test_a_resolver_may_have_a_port(text: str, resolver: tuple[str, int]) -> Non
 def test_limits_keep_what_they_do_not_name() -> None:
     first = parse_limit("flows=7", Spec(command=("x",)).limits)
     assert parse_limit("memory=1g", first).flows == 7
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "TOKEN=xoxb-sesame",
+        "xoxb-sesame",
+        "T=fd:sesame",
+        "T=FILE:sesame",
+        "T=env:a=sesame",
+        "=sesame",
+    ],
+)
+def test_what_is_no_source_may_be_a_value_and_is_not_shown(given: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_command_line(("--secret", given, "true"))
+    assert "sesame" not in str(caught.value)
