@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from netns_runtime.policy import Policy
+    from netns_runtime.policy.rules import Rule
     from netns_runtime.secret import Secret
 
 
@@ -36,6 +37,8 @@ class ProxyConfig:
     which screening refuses. `descriptors` names the order of the file descriptors that came along:
     "explicit", "transparent" (listening sockets in the gateway), "dns_udp", "dns_tcp", "audit",
     "owners" (BPF map, read-only). `upstream_ca` is a PEM bundle of roots beside the system's.
+    `secrets_token` opens the secrets' endpoint, empty where there is none, and `readers` say, by
+    secret, which executables may read it there.
     """
 
     sandbox: str
@@ -50,5 +53,7 @@ class ProxyConfig:
     descriptors: tuple[str, ...] = ()
     verbose: bool = False
     secrets: tuple[Secret, ...] = ()
+    secrets_token: str = field(default="", repr=False)
+    readers: tuple[tuple[str, Rule], ...] = ()
     upstream_ca: bytes | None = None
     timeouts: dict[str, float] = field(default_factory=dict[str, Any])

@@ -11,10 +11,10 @@ import stat
 import sys
 import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netns_runtime import layout, trust
-from netns_runtime.environment import environment_of
+from netns_runtime.environment import Trusted, environment_of, with_secrets
 from netns_runtime.namespace.enter import Command, plan_enter
 from netns_runtime.namespace.filesystem import BoundFile, View
 from netns_runtime.namespace.filesystem_protect import Identity
@@ -22,6 +22,10 @@ from netns_runtime.namespace.filesystem_protect import Identity
 if TYPE_CHECKING:
     from netns_runtime.namespace.enter import EnterPlan
     from netns_runtime.request import Request
+
+OWN_BUNDLE: Final = "/run/netns-runtime/ca-bundle.pem"
+OWN_ROOTS: Final = "/run/netns-runtime/ca-extra.pem"
+OWN_JAVA_STORE: Final = "/run/netns-runtime/ca-java.jks"
 
 
 def protected_paths(request: Request) -> tuple[str, ...]:
@@ -80,24 +84,46 @@ def name_files(nsswitch: Path, hostname: str) -> tuple[BoundFile, ...]:
     )
 
 
-def enter_plan(request: Request, own_cgroup: str | None) -> EnterPlan:
-    """How CMD enters: its environment, its view of the files, what it may not write."""
+def trust_files(roots: bytes) -> tuple[tuple[BoundFile, ...], Trusted]:
+    """What makes CMD trust `roots` beside the system's, and where it finds that.
+
+    The merged bundle lies over every store of the system that there is: what a program reads that
+    never looks at a variable. A JVM gets a store of its own kind. Nothing is written to the host.
+    """
+    store = trust.system_store()
+    merged = trust.merged_bundle(Path(store).read_bytes() if store is not None else b"", roots)
+    where = Trusted(bundle=store or OWN_BUNDLE, extra=OWN_ROOTS, java=OWN_JAVA_STORE)
+    java = trust.java_truststore(merged)
+    return (
+        BoundFile(merged, (where.bundle, *trust.other_stores(where.bundle))),
+        BoundFile(roots, (where.extra,)),
+        BoundFile(java, (where.java, *trust.java_stores())),
+    ), where
+
+
+def enter_plan(
+    request: Request, own_cgroup: str | None, certificate: bytes | None = None
+) -> EnterPlan:
+    """How CMD enters: its environment, its view of the files, what it may not write.
+
+    `certificate` is the sandbox's own authority's, where it has one.
+    """
     spec, user = request.spec, request.user
     files = list(name_files(Path("/etc/nsswitch.conf"), os.uname().nodename))
-    bundle = None
-    if request.upstream_ca is not None:
-        bundle = trust.system_store()
-        system = Path(bundle).read_bytes() if bundle is not None else b""
-        bundle = bundle or "/run/netns-runtime-ca.pem"
-        files.append(BoundFile(trust.merged_bundle(system, request.upstream_ca), (bundle,)))
+    trusted = None
+    if request.upstream_ca is not None or certificate is not None:
+        added, trusted = trust_files((certificate or b"") + (request.upstream_ca or b""))
+        files += added
     environment = environment_of(
         os.environ,
         user=user.entry,
         # A uid without an entry gets nothing of the caller's home either.
         sudo=user.is_sudo or user.uid != os.getuid(),
-        bundle=bundle,
+        trusted=trusted,
         exposed=spec.expose_sockets,
     )
+    if request.supplied is not None:
+        environment = with_secrets(environment, request.supplied.secrets, request.supplied.token)
     identity = Identity(user.uid, user.gid, user.groups)
     command = Command(spec.command, environment, request.directory, identity, spec.keep_fds)
     view = View(
@@ -106,6 +132,7 @@ def enter_plan(request: Request, own_cgroup: str | None) -> EnterPlan:
         expose_sockets=spec.expose_sockets,
         files=tuple(files),
         protected=protected_paths(request),
+        hidden=request.supplied.hidden if request.supplied is not None else (),
         cgroup=own_cgroup,
     )
     return plan_enter(command, view)

@@ -22,6 +22,7 @@ EVENTS: Final = frozenset(
         "http.request",
         "ws.opened",
         "ws.closed",
+        "ws.message",
         "secret.substituted",
         "secret.withheld",
         "publish.request",

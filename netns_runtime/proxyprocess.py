@@ -31,6 +31,8 @@ _MESSAGE_LIMIT: Final = 64 * 1024
 # include/uapi/asm-generic/socket.h; Python has no name for it
 SO_SNDBUFFORCE: Final = 32
 _ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+START_PATIENCE: Final = 30.0
+LAST_WORDS_PATIENCE: Final = 1.0
 MODULE: Final = "netns_runtime.proxy"
 
 
@@ -60,6 +62,19 @@ class ProxyProcess:
             self.control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())])
         except OSError as error:
             raise self._failed(error) from error
+
+    def certificate(self) -> bytes:
+        """The certificate, in PEM, of the authority that `start` asked for: the first message.
+
+        Waits for it. Raises StepError where the proxy ends instead, or says nothing.
+        """
+        if not select.select([self.control], [], [], START_PATIENCE)[0]:
+            raise self._failed(TimeoutError("it made no certificate authority in time"))
+        message = self.receive() or {}
+        pem = message.get("pem")
+        if message.get("kind") != "ca" or not isinstance(pem, str):
+            raise self._failed(RuntimeError("it ended before it made a certificate authority"))
+        return pem.encode("ascii")
 
     def receive(self) -> dict[str, Any] | None:
         """One message, or None when the proxy has closed its side."""
@@ -93,7 +108,10 @@ class ProxyProcess:
             return
 
     def last_words(self) -> str:
-        """The last line of what the proxy wrote to its standard error."""
+        """The last line of what the proxy wrote to its standard error, which it is ending with."""
+        # Its socket closes before its interpreter has written what the matter is.
+        if self._status is None:
+            select.select([self.pidfd], [], [], LAST_WORDS_PATIENCE)
         size = os.fstat(self._complaints).st_size
         tail = os.pread(self._complaints, 4096, max(0, size - 4096)).decode("utf-8", "replace")
         lines = [line for line in tail.splitlines() if line.strip()]
@@ -121,8 +139,8 @@ class ProxyProcess:
         os.close(self._complaints)
 
 
-def start(uplink_fd: int | None) -> ProxyProcess:
-    """Start the proxy inside the uplink. Raises StepError."""
+def start(uplink_fd: int | None, *, wants_ca: bool = False) -> ProxyProcess:
+    """Start the proxy inside the uplink, and its authority if that is wanted. Raises StepError."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     complaints = os.memfd_create("netns-runtime-proxy-stderr", os.MFD_CLOEXEC)
     try:
@@ -130,12 +148,15 @@ def start(uplink_fd: int | None) -> ProxyProcess:
     except OSError as error:
         raise step_error("proxy: fork", error) from error
     if pid == 0:
-        _become_proxy(theirs.fileno(), complaints, uplink_fd)
+        words = ["ca"] if wants_ca else []
+        _become_proxy(theirs.fileno(), complaints, uplink_fd, words)
     theirs.close()
     return ProxyProcess(pid, ours, complaints)
 
 
-def _become_proxy(control: int, complaints: int, uplink_fd: int | None) -> NoReturn:
+def _become_proxy(
+    control: int, complaints: int, uplink_fd: int | None, words: Sequence[str]
+) -> NoReturn:
     try:
         os.setsid()
         null = os.open("/dev/null", os.O_RDWR)
@@ -150,7 +171,8 @@ def _become_proxy(control: int, complaints: int, uplink_fd: int | None) -> NoRet
         os.closerange(4, 0x7FFFFFFF)
         os.chdir("/")
         # -I: no environment, no working directory, no user site; root runs only what is installed.
-        os.execve(sys.executable, [sys.executable, "-I", "-m", MODULE, "3"], _ENVIRONMENT)
+        command = [sys.executable, "-I", "-m", MODULE, "3", *words]
+        os.execve(sys.executable, command, _ENVIRONMENT)
     except BaseException as error:  # a child must never return into the supervisor's code
         os.write(2, f"cannot start the proxy: {error}\n".encode())
     finally:

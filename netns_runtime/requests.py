@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class Requests:
-    """Open requests of one sandbox. `identify` ties a policy's `binaries` to what they are now."""
+    """Open requests of one sandbox. `identify` ties a policy's `binaries` to what they are now.
+
+    Without `has_authority` nothing can be terminated, and a policy that needs it is not taken.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,14 @@ class Requests:
         proxy: ProxyProcess,
         identify: Callable[[Policy], Policy],
         on_policy: Callable[[str], None],
+        has_authority: bool = True,
     ) -> None:
         self._gateway = gateway
         self._registration = registration
         self._proxy = proxy
         self._identify = identify
         self._on_policy = on_policy
+        self._has_authority = has_authority
         self._swaps: list[Answering] = []
         self._listings: dict[int, tuple[Answering, list[dict[str, Any]]]] = {}
         self._number = 0
@@ -63,6 +68,12 @@ class Requests:
 
         name = str(request.get("name", ""))
         policy = self._identify(load_policy(str(request.get("text", "")).encode("utf-8"), name))
+        if not self._has_authority and (what := inspected_in(policy)):
+            raise UsageError(
+                f"{name} looks into requests to {what}, and this sandbox was started without a "
+                "certificate authority",
+                remedy="start it with --policy",
+            )
         self._gateway.update(policy.listed)
         if self._registration is not None and self._gateway.redirect:
             self._registration.probe.set_listed(self._registration.cookie, policy.listed)
@@ -83,3 +94,17 @@ class Requests:
             if not message.get("more"):
                 del self._listings[int(message["id"])]
                 answer({"flows": flows})
+
+
+def inspected_in(policy: Policy) -> str | None:
+    """The first host whose flows the policy has terminated, or None."""
+    from netns_runtime.policy import Decision
+    from netns_runtime.policy.requests import terminates
+
+    for rule in policy.rules:
+        for endpoint in rule.endpoints:
+            found = ((rule, endpoint),)
+            allowed = Decision("allow", "allowed", rule.text, "", endpoint=endpoint, matching=found)
+            if terminates(allowed, has_secrets=False):
+                return endpoint.host or "any host"
+    return None

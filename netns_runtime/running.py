@@ -88,6 +88,7 @@ def _requests(request: Request, sandbox: Sandbox) -> Requests:
         proxy=sandbox.proxy,
         identify=request.identify,
         on_policy=on_policy,
+        has_authority=sandbox.has_authority,
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netns_runtime import proxyprocess, reclaim, state
 from netns_runtime.audit import AuditLog
@@ -33,6 +33,7 @@ from netns_runtime.supervise import complain, tell_refusal
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from netns_runtime.namespace.enter_launch import Child
     from netns_runtime.probes.probe import Probe
     from netns_runtime.proxyprocess import ProxyProcess
     from netns_runtime.request import Request
@@ -57,7 +58,8 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     state.prepare()
     claim = stack.enter_context(state.claim(name))
     control = stack.enter_context(listening(name))
-    proxy = proxyprocess.start(request.uplink_fd)
+    has_authority = wants_authority(request)
+    proxy = proxyprocess.start(request.uplink_fd, wants_ca=has_authority)
     stack.callback(proxy.stop)
     audit = AuditLog(request.audit_fd, name, tell_refusal if spec.verbose else None)
     cgroups = stack.enter_context(cgroup.create_cgroups(cgroup.hierarchies(), name, spec.limits))
@@ -67,9 +69,16 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     # Recorded before the probe knows the cookie, so that nobody reclaims a living entry.
     record = _record(request, name, cookie, cgroups.unified, sandbox_fd, gateway_fd)
     claim.write(record)
-    # CMD's processes are made while the rest is set up; CMD itself waits for `go`.
-    child = launch_child(enter_plan(request, str(cgroups.unified)), sandbox_fd, cgroups)
-    stack.callback(child.close)
+
+    def launched(certificate: bytes | None) -> Child:
+        plan = enter_plan(request, str(cgroups.unified), certificate)
+        child = launch_child(plan, sandbox_fd, cgroups)
+        stack.callback(child.close)
+        return child
+
+    # CMD's processes are made while the rest is set up; CMD itself waits for `go`. Where its files
+    # hold the proxy's certificate, the rest is set up while the proxy makes that.
+    child = None if has_authority else launched(None)
     apply_links(link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox_fd, gateway_fd=gateway_fd)
     gateway = Gateway(gateway_fd, spec.redirect)
     gateway.load(request.policy.listed)
@@ -77,10 +86,19 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     if guard.lost and spec.verbose:
         complain(guard.lost)
     record = replace(record, pins=guard.pins)
+    child = child or launched(proxy.certificate())
     _configure_proxy(request, record, gateway, guard, proxy)
     return Sandbox(
-        claim, control, record, audit, proxy, child, guard, cgroups, sandbox_fd, gateway, started
+        *(claim, control, record, audit, proxy, child, guard, cgroups, sandbox_fd, gateway),
+        started,
+        has_authority,
     )
+
+
+def wants_authority(request: Request) -> bool:
+    """Whether anything may be terminated: `--allow` alone says nothing about requests."""
+    spec = request.spec
+    return bool(spec.policies or spec.presets or spec.secrets)
 
 
 def _record(
@@ -103,6 +121,8 @@ def _record(
         policies=tuple(os.path.abspath(path) for path in spec.policies),
         allow=spec.allow,
         audit=spec.audit,
+        presets=spec.presets,
+        secrets=request.supplied.listed() if request.supplied is not None else (),
     )
 
 
@@ -170,5 +190,21 @@ def _configure_proxy(
             own_addresses=own,
             descriptors=tuple(name for name, _ in descriptors),
             verbose=spec.verbose,
+            upstream_ca=request.upstream_ca,
+            **_secrets_of(request),
         )
         proxy.configure(config, [fd for _, fd in descriptors])
+    if request.supplied is not None:
+        request.supplied.forget()
+
+
+def _secrets_of(request: Request) -> dict[str, Any]:
+    """What the proxy gets to know of the secrets; where there are none, nothing."""
+    supplied = request.supplied
+    if supplied is None:
+        return {}
+    return {
+        "secrets": supplied.for_proxy,
+        "secrets_token": supplied.token,
+        "readers": supplied.readers,
+    }

@@ -41,3 +41,4 @@ class Sandbox:
     sandbox_fd: int
     gateway: Gateway
     started: float
+    has_authority: bool = False

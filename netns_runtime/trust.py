@@ -7,9 +7,12 @@ certificates are passed on: a private key that sits in the same file is left out
 
 from __future__ import annotations
 
+import binascii
+import hashlib
 import os
 import re
 import stat
+import struct
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.errors import UsageError
@@ -26,6 +29,15 @@ SYSTEM_STORES: Final = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",  # CentOS, RHEL 7
     "/etc/ssl/cert.pem",  # Alpine
 )
+# Where OpenSSL itself looks for a bundle, by distribution: mostly links to one of the above.
+OPENSSL_FILES: Final = ("/usr/lib/ssl/cert.pem", "/etc/pki/tls/cert.pem", "/usr/local/ssl/cert.pem")
+# What the distributions' JVMs link to. Others are reached by their options.
+JAVA_STORES: Final = (
+    "/etc/ssl/certs/java/cacerts",  # Debian, Ubuntu
+    "/etc/pki/ca-trust/extracted/java/cacerts",  # Fedora, RHEL
+    "/var/lib/ca-certificates/java-cacerts",  # openSUSE
+    "/etc/ca-certificates/extracted/java-cacerts.jks",  # Arch
+)
 MAX_BYTES: Final = 16 << 20
 
 _BLOCK: Final = re.compile(
@@ -37,6 +49,20 @@ _DER_SEQUENCE: Final = b"\x30\x82"
 def system_store(is_file: Callable[[str], bool] = os.path.isfile) -> str | None:
     """The path of the system's own bundle, or None where no known place has one."""
     return next((path for path in SYSTEM_STORES if is_file(path)), None)
+
+
+def other_stores(besides: str, is_file: Callable[[str], bool] = os.path.isfile) -> tuple[str, ...]:
+    """The paths of every other bundle of the system, each real file once and `besides` left out."""
+    found = {os.path.realpath(besides): besides}
+    for path in (*SYSTEM_STORES, *OPENSSL_FILES):
+        if is_file(path):
+            found.setdefault(os.path.realpath(path), path)
+    return tuple(path for path in found.values() if path != besides)
+
+
+def java_stores(is_file: Callable[[str], bool] = os.path.isfile) -> tuple[str, ...]:
+    """The paths of the system's key stores for Java."""
+    return tuple(path for path in JAVA_STORES if is_file(path))
 
 
 def certificates_in(data: bytes) -> tuple[bytes, ...]:
@@ -52,6 +78,28 @@ def certificates_in(data: bytes) -> tuple[bytes, ...]:
 def merged_bundle(system: bytes, extra: bytes) -> bytes:
     """One PEM bundle with the certificates of both, the extra ones first, none of them twice."""
     return b"".join(dict.fromkeys(certificates_in(extra) + certificates_in(system)))
+
+
+def java_truststore(bundle: bytes) -> bytes:
+    """A PEM bundle as a Java key store, in the format JKS (sun.security.provider.JavaKeyStore).
+
+    Every JVM since 1.2 reads it, those that prefer PKCS #12 too (keystore.type.compat), and needs
+    no password for certificates. The digest at its end is by the password that JVMs come with.
+    """
+    entries = [_der_of(block) for block in dict.fromkeys(certificates_in(bundle))]
+    parts = [struct.pack(">III", 0xFEEDFEED, 2, len(entries))]
+    for number, der in enumerate(entries):
+        alias = b"netns-runtime-%d" % number
+        parts.append(struct.pack(">IH", 2, len(alias)) + alias + bytes(8))
+        parts.append(struct.pack(">H", 5) + b"X.509" + struct.pack(">I", len(der)) + der)
+    store = b"".join(parts)
+    seed = "changeit".encode("utf-16-be") + b"Mighty Aphrodite"
+    return store + hashlib.sha1(seed + store, usedforsecurity=False).digest()
+
+
+def _der_of(block: bytes) -> bytes:
+    """The DER of one PEM block."""
+    return binascii.a2b_base64(b"".join(block.splitlines()[1:-1]))
 
 
 def parse_roots(data: bytes, name: str) -> bytes:

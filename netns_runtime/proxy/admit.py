@@ -9,7 +9,6 @@ egress.
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -21,16 +20,18 @@ from netns_runtime.policy import decide
 from netns_runtime.policy.hosts import is_wildcard
 from netns_runtime.proxy.dial import Dialled, candidates_of, dial
 from netns_runtime.proxy.flow import Ended, Flow, owner_fields
-from netns_runtime.proxy.peer import RESET, Peer
+from netns_runtime.proxy.peer import Peer
 from netns_runtime.proxy.refuse import Refusal, refusal_of, response_of
 from netns_runtime.wire.head import HeadReader
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from netns_runtime.address import HostPort
     from netns_runtime.owner import Owner
     from netns_runtime.proxy.sandbox import Sandbox
+    from netns_runtime.proxy.tls import TlsPeer
     from netns_runtime.proxy.tunnel import Guard
     from netns_runtime.wire import ProtocolError
     from netns_runtime.wire.head import RequestHead
@@ -45,12 +46,12 @@ class Client:
     """A connection of the sandbox, and who made it.
 
     `target` is where all of it goes, for a redirected connection and inside a tunnel; None where
-    each request names its own.
+    each request names its own. Of a terminated flow `peer` is the TLS inside and `scheme` "https".
     """
 
     __slots__ = (
-        *("address", "entry", "handed_over", "owner", "past_limit", "peer", "reader", "sock"),
-        "target",
+        *("address", "entry", "handed_over", "owner", "past_limit", "peer", "reader", "scheme"),
+        *("sock", "target"),
     )
 
     def __init__(
@@ -64,7 +65,8 @@ class Client:
         self.sock = sock
         self.entry = entry
         self.target: HostPort | None = None
-        self.peer = Peer(sock)
+        self.peer: Peer | TlsPeer = Peer(sock)
+        self.scheme = "http"
         self.address = address
         self.owner: Owner | None = None
         self.reader = HeadReader()
@@ -116,6 +118,7 @@ async def answer(
     with trio.move_on_after(LINGER):
         await client.peer.send(response_of(refusal, head))
         if not unread and not client.reader and (head is None or not head.has_body):
+            await client.peer.end()
             return
         await linger(client)
 
@@ -123,7 +126,7 @@ async def answer(
 async def linger(client: Client) -> None:
     """Say that no more comes, and take what the client still sends, within bounds."""
     with trio.move_on_after(LINGER):
-        client.sock.shutdown(socket.SHUT_WR)
+        await client.peer.end()
         taken = 0
         while taken < LINGER_BYTES:
             data = await client.peer.receive()
@@ -141,7 +144,7 @@ async def alert(client: Client) -> None:
 
 def reset(client: Client) -> None:
     """See to it that the client's connection ends by a reset when it is closed."""
-    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    client.peer.abort()
 
 
 def begin(

@@ -1,18 +1,16 @@
 """HTTP/1.1: one request of a client, its upstream, and the response.
 
 On the explicit port a request is in absolute form; inside a connection to one host it must name
-that host. Every request is decided anew, whatever the one before was allowed. h11 frames both
-sides, so nothing passes that it did not understand; hop-by-hop headers end here. An upstream
-connection is kept for the next request to the same target. `exchange` returns whether the client's
-connection can carry another request; a WebSocket's 101 gives both sockets to the relay.
+that host. Every request is decided anew, whatever the one before was allowed, and then judged by
+the rules for its path and given its secrets (`proxy.inspect`). `proxy.sending` has the way up,
+`proxy.answering` the way down. `exchange` returns whether the client's connection can carry another
+request; after a 101 the frames are `proxy.websocket`'s or the relay's.
 """
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Final
 
-import h11
 import trio
 
 from netns_runtime.address import AddressError, parse_authority
@@ -25,39 +23,32 @@ from netns_runtime.proxy.admit import (
     hand_over,
     linger,
     malformed,
-    open_flow,
     record,
 )
+from netns_runtime.proxy.answering import Answering, UpstreamFailed
 from netns_runtime.proxy.flow import Ended
 from netns_runtime.proxy.identify import fault_of_host
-from netns_runtime.proxy.peer import RESET, Peer
+from netns_runtime.proxy.inspect import Admitted, judge_request, shown_of, write_substituted
 from netns_runtime.proxy.refuse import Refusal, response_of
+from netns_runtime.proxy.sending import Sending, Unwritten
 from netns_runtime.proxy.upstream import Upstream, Upstreams, end
 from netns_runtime.wire import ProtocolError
 from netns_runtime.wire.forward import (
     DEFAULT_PORTS,
     AbsoluteTarget,
-    end_to_end,
     request_headers,
     split_absolute,
     split_origin,
+    wants_websocket,
 )
-from netns_runtime.wire.head import HEAD_LIMIT
 
 if TYPE_CHECKING:
+    from netns_runtime.address import HostPort
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.sandbox import Sandbox
     from netns_runtime.wire.head import RequestHead
 
 _IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
-
-
-class _UpstreamFailed(Exception):
-    """Upstream ended or broke HTTP."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 async def exchange(
@@ -69,44 +60,19 @@ async def exchange(
             absolute = split_absolute(head)
             target = parse_authority(absolute.authority, DEFAULT_PORTS[absolute.scheme])
         else:
-            absolute, target = split_origin(head), client.target
+            absolute = split_origin(head, is_tls=client.scheme == "https")
+            target = client.target
     except ProtocolError as error:
         await malformed(sandbox, client, error)
         return False
     except AddressError as error:
         await malformed(sandbox, client, ProtocolError(f"the URL's host: {error}"))
         return False
-    while True:
-        flow, refusal = begin(sandbox, client, target, "http")
-        request = _Request(sandbox, client, head, absolute, flow)
-        if refusal is None and client.target is not None:
-            refusal = fault_of_host(flow, head, absolute)
-            if refusal is not None and sandbox.config.report and head.method != "CONNECT":
-                flow.noted, refusal = refusal, None
-        if refusal is not None:
-            return await request.refuse(record(sandbox, flow, refusal) or refusal)
-        upstream = upstreams.take(target)
-        if upstream is not None:
-            flow.address, flow.id = upstream.flow.address, upstream.flow.id
-            flow.started, upstream.flow = upstream.flow.started, flow
-            sandbox.flows[flow.id] = flow
-            unrecorded = record(sandbox, flow, None)
-            if unrecorded is not None:
-                end(sandbox, upstream, ended_by(unrecorded))
-                return await request.refuse(unrecorded)
-        else:
-            opened = await open_flow(sandbox, client, flow)
-            if isinstance(opened, Refusal):
-                return await request.refuse(opened)
-            upstream = Upstream(flow, opened.sock, Peer(opened.sock))
-        upstreams.may_be_cut(upstream)
-        keep = await request.carry(upstreams, upstream)
-        if not request.stale:
-            return keep
+    return await _Exchange(sandbox, client, head, absolute, target).run(upstreams)
 
 
-class _Request:
-    """One request on its way; h11 holds the state of both sides."""
+class _Exchange:
+    """One request on its way. `flow` and `admitted` are what the last decision made of it."""
 
     def __init__(
         self,
@@ -114,45 +80,128 @@ class _Request:
         client: Client,
         head: RequestHead,
         absolute: AbsoluteTarget,
-        flow: Flow,
+        target: HostPort,
     ) -> None:
         self.sandbox = sandbox
         self.client = client
         self.head = head
         self.absolute = absolute
-        self.flow = flow
-        self.down = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
-        self.up = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
-        self.answered = False
+        self.target = target
+        self.sending = Sending(client, head)
+        self.is_websocket = wants_websocket(head)
+        self.flow: Flow
+        self.admitted: Admitted | None = None
         self.logged = False
-        self.stale = False
+
+    async def run(self, upstreams: Upstreams) -> bool:
+        """Serve it; again from the decision on where a kept upstream turns out to have gone."""
+        sandbox = self.sandbox
+        while True:
+            refusal = self._decide()
+            if refusal is not None:
+                return await self.refuse(record(sandbox, self.flow, refusal) or refusal)
+            assert self.admitted is not None
+            try:
+                await self.sending.prepare(self.admitted)
+            except ProtocolError as error:
+                return await self._give_up(_content_refusal(error))
+            if self.flow.policy is not sandbox.config.policy:
+                continue
+            upstream = await self._upstream(upstreams)
+            if isinstance(upstream, Refusal):
+                return await self.refuse(upstream)
+            upstreams.may_be_cut(upstream)
+            keep = await self.carry(upstreams, upstream, self.admitted)
+            if keep is not None:
+                return keep
+
+    def _decide(self) -> Refusal | None:
+        """Decide about the target, then about the request. Waits for nothing."""
+        sandbox, client = self.sandbox, self.client
+        self.flow, refusal = begin(sandbox, client, self.target, client.scheme)
+        if refusal is None and client.target is not None:
+            refusal = fault_of_host(self.flow, self.head, self.absolute)
+            if refusal is not None and sandbox.config.report and self.head.method != "CONNECT":
+                self.flow.noted, refusal = refusal, None
+        return refusal or self._judge()
+
+    def _judge(self) -> Refusal | None:
+        flow, target = self.flow, self.target
+        authority = str(target)
+        if target.port == DEFAULT_PORTS[self.absolute.scheme]:
+            authority = authority.rpartition(":")[0]
+        judged = judge_request(
+            *(self.sandbox, flow, self.head.method, self.absolute.path),
+            request_headers(self.head, authority.encode("ascii")),
+            is_websocket=self.is_websocket,
+            has_content=self.head.has_body,
+        )
+        if isinstance(judged, Refusal):
+            return judged
+        if judged.noted is not None and flow.noted is None:
+            flow.noted = judged.noted
+        if self.is_websocket:
+            self.sending.add_upgrade(judged)
+        self.admitted = judged
+        return None
+
+    async def _upstream(self, upstreams: Upstreams) -> Upstream | Refusal:
+        """The kept connection or a new one; either way `flow.decided` is written."""
+        flow = self.flow
+        upstream = upstreams.take(self.target)
+        if upstream is not None:
+            flow.address, flow.id = upstream.flow.address, upstream.flow.id
+            flow.started, upstream.flow = upstream.flow.started, flow
+            self.sandbox.flows[flow.id] = flow
+            unrecorded = record(self.sandbox, flow, None)
+            if unrecorded is not None:
+                end(self.sandbox, upstream, ended_by(unrecorded))
+            return unrecorded or upstream
+        policy = flow.policy
+        opened = await upstreams.open(self.sandbox, self.client, flow)
+        if isinstance(opened, Refusal) or flow.policy is policy:
+            return opened
+        # The policy was swapped meanwhile: the host is allowed still, the request may not be.
+        refusal = self._judge()
+        if refusal is not None:
+            end(self.sandbox, opened, ended_by(refusal))
+        return refusal or opened
 
     def log(self, status: int, refusal: Refusal | None = None) -> None:
         """Write `http.request`, once."""
         if self.logged:
             return
         self.logged = True
-        fields = self.flow.fields()
+        flow, admitted, noted = self.flow, self.admitted, self.flow.noted
+        fields = flow.fields()
         fields |= {
             "method": self.head.method,
-            "path": self.absolute.shown_path,
+            "path": admitted.shown if admitted else shown_of(self.sandbox, self.absolute.path),
             "status": status,
-            "action": "refuse" if refusal and refusal.said_by == "policy" else "allow",
-            "rule": self.flow.decision.rule,
-            "said_by": refusal.said_by if refusal else "upstream",
-            "reason": refusal.reason if refusal else None,
+            "action": "allow",
+            "rule": admitted.rule if admitted else flow.decision.rule,
+            "said_by": "upstream",
         }
+        if refusal is not None:
+            fields |= {"said_by": refusal.said_by, "reason": refusal.reason}
+            if refusal.said_by == "policy":
+                fields |= {"action": "refuse", "rule": refusal.rule}
+            fields |= {"detail": refusal.detail, "remedy": refusal.remedy or None}
+        elif noted is not None:
+            fields |= {"reason": noted.reason, "detail": f"would be refused: {noted.detail}"}
+            fields["remedy"] = noted.remedy or None
         try:
             self.sandbox.audit.write("http.request", **fields)
         except AuditError as error:
-            self.sandbox.report(f"flow {self.flow.id}: {error}")
+            self.sandbox.report(f"flow {flow.id}: {error}")
 
     async def refuse(self, refusal: Refusal) -> bool:
         """Answer in place of upstream. The connection stays open where nothing is in the way."""
         self.log(refusal.status, refusal)
+        await self.sending.take_what_came()
         keep = (
             self.head.version == (1, 1)
-            and not self.head.has_body
+            and self.sending.is_read
             and b"close" not in self.head.words(b"connection")
             and refusal.status < 500
         )
@@ -162,62 +211,105 @@ class _Request:
         await answer(self.client, refusal, self.head)
         return False
 
-    async def carry(self, upstreams: Upstreams, upstream: Upstream) -> bool:
-        """Send the request, bring back the response. Sets `stale` where it may be tried again."""
-        sandbox = self.sandbox
+    async def carry(
+        self, upstreams: Upstreams, upstream: Upstream, admitted: Admitted
+    ) -> bool | None:
+        """Send the request, bring back the response. None where it is to be tried again."""
+        sandbox, flow = self.sandbox, self.flow
         refusal: Refusal | None = None
         went: Ended | None = None
         owned = True
         upstream.fresh = upstream.bytes_in
+        answering = Answering(
+            *(self.client, self.sending, upstream, admitted.bound, self.log),
+            is_upgrade=self.is_websocket,
+        )
         try:
-            self.down.receive_data(self.head.raw + self.client.reader.rest())
-            self.down.next_event()
             with trio.CancelScope() as upstream.scope:
-                await self._send_head(upstream)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._request_up, upstream)
-                    switched = await self._response_down(upstream)
-                    nursery.cancel_scope.cancel()
-            if upstream.ended is not None:
+                switched = await self._both_ways(upstream, admitted, answering)
+                if switched and not self._is_relayed(admitted):
+                    went = await self._talk(upstream, admitted, answering)
+            if upstream.ended is not None or went is not None:
                 pass
             elif switched:
                 owned = False
-                self._switch(upstream)
+                flow.protocol = "websocket"
+                hand_over(
+                    *(sandbox, self.client, flow, upstream.sock),
+                    to_client=answering.rest(),
+                    counted=(upstream.bytes_in, upstream.bytes_out),
+                )
                 return False
-            elif self._reusable(self.up):
+            elif self.sending.is_sent and answering.is_reusable:
                 upstream.used = True
                 upstreams.keep(upstream)
                 owned = False
-        except* (_UpstreamFailed, h11.LocalProtocolError) as group:
+        except* UpstreamFailed as group:
             refusal = self._failure_of(_first(group))
-        except* (h11.RemoteProtocolError, ProtocolError) as group:
-            refusal = Refusal("http_request_error", f"the request's content: {_first(group)}")
+        except* Unwritten as group:
+            failed = _first(group)
+            refusal = failed.refusal if isinstance(failed, Unwritten) else None
+        except* ProtocolError as group:
+            refusal = _content_refusal(_first(group))
         except* OSError as group:
             what = str(_first(group))
             went = Ended(reason="connection_terminated", said_by="sandbox", detail=what)
         finally:
             upstream.scope = None
-            if owned and upstream.ended is not None:
-                end(sandbox, upstream, upstream.ended)
-            elif owned:
-                end(sandbox, upstream, ended_by(refusal) if refusal else went or Ended())
+            if owned:
+                end(sandbox, upstream, upstream.ended or _end_of(refusal, went))
         if upstream.ended is not None:
-            why = upstream.ended.detail or ""
-            return await self._give_up(Refusal("http_request_denied", why))
-        if went is not None:
+            refusal = Refusal("http_request_denied", upstream.ended.detail or "")
+        elif went is not None:
             return False
         if refusal is not None:
             if self._may_repeat(upstream, refusal):
-                self.stale = True
-                self.client.reader.feed(self.down.trailing_data[0])
-                return True
-            return await self._give_up(refusal)
-        if not self._reusable(self.down):
-            if self.down.their_state is h11.SEND_BODY:
-                await linger(self.client)
+                return None
+            return await self._give_up(refusal, has_begun=answering.has_begun)
+        if not self.sending.is_read:
+            await linger(self.client)
             return False
-        self.client.reader.feed(self.down.trailing_data[0])
-        return True
+        if answering.closes:
+            await self.client.peer.end()
+        return not answering.closes
+
+    async def _both_ways(
+        self, upstream: Upstream, admitted: Admitted, answering: Answering
+    ) -> bool:
+        """Both directions of one exchange. True once upstream left HTTP."""
+        sandbox, flow, sending = self.sandbox, self.flow, self.sending
+        unwritten = write_substituted(sandbox, flow, admitted)
+        if unwritten is not None:
+            raise Unwritten(unwritten)
+        await sending.send_head(sandbox, flow, admitted, upstream)
+        if sending.is_read:
+            return await answering.bring()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sending.stream, sandbox, flow, admitted, upstream)
+            switched = await answering.bring()
+            nursery.cancel_scope.cancel()
+        return switched
+
+    def _is_relayed(self, admitted: Admitted) -> bool:
+        """Whether nobody need look at a WebSocket's frames, nor decrypt them."""
+        return self.client.scheme == "http" and admitted.websocket is None and not admitted.bound
+
+    async def _talk(self, upstream: Upstream, admitted: Admitted, answering: Answering) -> Ended:
+        """A WebSocket whose frames are looked at, to its end."""
+        from netns_runtime.proxy.websocket import carry_websocket
+
+        self.flow.protocol = "websocket"
+        went = await carry_websocket(
+            *(self.sandbox, self.client.peer, upstream.peer, self.flow),
+            response_headers=answering.switched_headers,
+            rules=admitted.websocket,
+            bound=admitted.bound,
+            to_upstream=self.client.reader.rest(),
+            to_client=answering.rest(),
+        )
+        upstream.bytes_in += went.bytes_in
+        upstream.bytes_out += went.bytes_out
+        return went
 
     def _may_repeat(self, upstream: Upstream, refusal: Refusal) -> bool:
         """Whether a kept connection ended just as it was used again (RFC 9112, 9.3.1)."""
@@ -230,149 +322,29 @@ class _Request:
         )
 
     def _failure_of(self, error: BaseException) -> Refusal:
-        reason = error.reason if isinstance(error, _UpstreamFailed) else "http_protocol_error"
-        target = self.flow.target
+        reason = error.reason if isinstance(error, UpstreamFailed) else "http_protocol_error"
         return Refusal(
-            reason,
-            f"{target.host}: {error}",
-            host=target.host,
-            port=target.port,
+            *(reason, f"{self.target.host}: {error}", ""),
+            *(self.target.host, self.target.port),
             address=self.flow.address,
         )
 
-    async def _give_up(self, refusal: Refusal) -> bool:
+    async def _give_up(self, refusal: Refusal, *, has_begun: bool = False) -> bool:
         self.log(refusal.status, refusal)
-        if not self.answered:
+        if not has_begun:
             await answer(self.client, refusal, self.head, unread=True)
         else:
             # The response has begun: a reset says that this was not its end.
-            self.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            self.client.peer.abort()
         return False
 
-    @staticmethod
-    def _reusable(side: h11.Connection) -> bool:
-        return side.our_state is h11.DONE and side.their_state is h11.DONE
 
-    async def _send_head(self, upstream: Upstream) -> None:
-        authority = str(self.flow.target)
-        if self.flow.target.port == DEFAULT_PORTS[self.absolute.scheme]:
-            authority = authority.rpartition(":")[0]
-        request = h11.Request(
-            method=self.head.method,
-            target=self.absolute.path,
-            headers=request_headers(self.head, authority.encode("ascii")),
-        )
-        await self._up(upstream, request)
+def _end_of(refusal: Refusal | None, went: Ended | None) -> Ended:
+    return ended_by(refusal) if refusal else went or Ended()
 
-    async def _up(self, upstream: Upstream, event: h11.Event) -> None:
-        data = self.up.send(event)
-        if data:
-            try:
-                await upstream.peer.send(data)
-            except OSError as error:
-                # It may have answered already (413); the response's side will tell.
-                self.up.send_failed()
-                if self.up.their_state is h11.ERROR:
-                    raise _UpstreamFailed("connection_terminated", str(error.strerror)) from error
-                return
-            upstream.bytes_out += len(data)
 
-    async def _request_up(self, upstream: Upstream) -> None:
-        """The client's content, as it comes."""
-        while True:
-            event = self.down.next_event()
-            if event is h11.NEED_DATA:
-                data = await self.client.peer.receive()
-                self.down.receive_data(data)
-                continue
-            if isinstance(event, h11.Data):
-                if self.up.our_state is h11.ERROR:
-                    return
-                await self._up(upstream, h11.Data(data=event.data))
-                continue
-            if isinstance(event, h11.EndOfMessage):
-                if self.up.our_state is not h11.ERROR:
-                    trailers = end_to_end(event.headers.raw_items())
-                    await self._up(upstream, h11.EndOfMessage(headers=trailers))
-                return
-            return
-
-    async def _response_down(self, upstream: Upstream) -> bool:
-        """The response, as it comes. True once upstream switched to another protocol."""
-        peer, target = upstream.peer, self.flow.target
-        while True:
-            try:
-                event = self.up.next_event()
-            except h11.RemoteProtocolError as error:
-                reason = "http_response_incomplete" if self.answered else "http_protocol_error"
-                raise _UpstreamFailed(reason, str(error)) from error
-            if event is h11.NEED_DATA:
-                try:
-                    data = await peer.receive()
-                except OSError as error:
-                    raise _UpstreamFailed("connection_terminated", str(error.strerror)) from error
-                begun = upstream.bytes_in > upstream.fresh
-                if not begun and not b"HTTP/".startswith(data[:5]):
-                    raise _UpstreamFailed("http_protocol_error", f"{target} does not speak HTTP")
-                if not data and not self.answered:
-                    reason = "http_protocol_error" if begun else "connection_terminated"
-                    raise _UpstreamFailed(reason, f"{target} closed without a response")
-                upstream.bytes_in += len(data)
-                self.up.receive_data(data)
-            elif isinstance(event, h11.InformationalResponse):
-                if event.status_code == 101:
-                    await self._informational(event)
-                    return True
-                if self.head.version == (1, 1):
-                    await self._informational(event)
-            elif isinstance(event, h11.Response):
-                self.answered = True
-                self.log(event.status_code)
-                await self._down(self._response_of(event))
-            elif isinstance(event, h11.Data):
-                await self._down(h11.Data(data=event.data))
-            elif isinstance(event, h11.EndOfMessage):
-                await self._down(h11.EndOfMessage(headers=end_to_end(event.headers.raw_items())))
-                return False
-            else:
-                raise _UpstreamFailed("http_response_incomplete", "upstream closed early")
-
-    def _response_of(self, event: h11.Response) -> h11.Response:
-        headers = end_to_end(event.headers.raw_items())
-        if self.down.their_state is h11.SEND_BODY:
-            headers.append((b"Connection", b"close"))
-        return h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
-
-    async def _informational(self, event: h11.InformationalResponse) -> None:
-        headers = end_to_end(event.headers.raw_items())
-        if event.status_code == 101:
-            self.log(101)
-            self.answered = True
-            headers += ((b"Connection", b"Upgrade"), (b"Upgrade", b"websocket"))
-        await self._down(
-            h11.InformationalResponse(
-                status_code=event.status_code, headers=headers, reason=event.reason
-            )
-        )
-
-    async def _down(self, event: h11.Event) -> None:
-        data = self.down.send(event)
-        if data:
-            await self.client.peer.send(data)
-
-    def _switch(self, upstream: Upstream) -> None:
-        """Both sides left HTTP: what they hold unread goes first, the relay carries the rest."""
-        flow = self.flow
-        flow.protocol = "websocket"
-        hand_over(
-            self.sandbox,
-            self.client,
-            flow,
-            upstream.sock,
-            to_client=self.up.trailing_data[0],
-            to_upstream=self.down.trailing_data[0],
-            counted=(upstream.bytes_in, upstream.bytes_out),
-        )
+def _content_refusal(error: BaseException) -> Refusal:
+    return Refusal("http_request_error", f"the request's content: {error}")
 
 
 def _first(group: BaseException) -> BaseException:

@@ -23,7 +23,9 @@ from netns_runtime.proxy.admit import (
     open_flow,
     record,
 )
+from netns_runtime.proxy.endpoint import asks_for_secret, serve_secret
 from netns_runtime.proxy.guard import Guard
+from netns_runtime.proxy.identify import is_to_be_terminated
 from netns_runtime.proxy.refuse import Refusal
 from netns_runtime.proxy.requests import serve_requests
 from netns_runtime.proxy.upstream import Upstreams
@@ -73,6 +75,9 @@ async def _connect(sandbox: Sandbox, client: Client, head: RequestHead) -> bool:
     if client.past_limit:
         await answer(client, past_limit(sandbox), head)
         return True
+    if asks_for_secret(head):
+        await serve_secret(sandbox, client, head)
+        return True
     if head.method != "CONNECT":
         return False
     try:
@@ -89,6 +94,11 @@ async def _connect(sandbox: Sandbox, client: Client, head: RequestHead) -> bool:
         await answer(client, outcome, head)
         return True
     client.target = target
+    if is_to_be_terminated(sandbox, flow):
+        from netns_runtime.proxy.terminate import terminate  # TLS is no part of most launches
+
+        await terminate(sandbox, client, flow, outcome, to_client=ESTABLISHED)
+        return True
     guard = Guard(sandbox, client, flow)
     hand_over(sandbox, client, flow, outcome.sock, to_client=ESTABLISHED, guard=guard)
     return True

@@ -6,7 +6,7 @@ A `Flow` gathers what the audit says about it. Nothing here does input or output
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Flow:
 
     `policy` is the one that `decision` was made by. `noted` is what report mode let pass. `cut`,
     where there is one, ends the flow at once; `cut_short` says that it is to end before it has one.
+    `advice` (detail, remedy) is what `flow.closed` says where nothing else is said.
     """
 
     id: int
@@ -62,6 +63,7 @@ class Flow:
     cut: Callable[[Ended], None] | None = None
     progress: Callable[[], tuple[tuple[str, int], ...]] | None = None
     cut_short: Ended | None = None
+    advice: tuple[str, str] | None = None
 
     def fields(self) -> dict[str, Any]:
         """What all lines of this flow have in common."""
@@ -101,6 +103,8 @@ class Flow:
 
     def closed(self, now: float, ended: Ended) -> dict[str, Any]:
         """The fields of `flow.closed`."""
+        if self.advice is not None and ended.detail is None:
+            ended = replace(ended, detail=self.advice[0], remedy=self.advice[1])
         return {
             **self.fields(),
             "bytes_in": ended.bytes_in,

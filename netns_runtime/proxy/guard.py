@@ -34,17 +34,20 @@ class Guard:
     """The guard of one flow. After TAKE, `refusal` says why, or is None for HTTP/1."""
 
     __slots__ = (
-        *("_held", "_is_let_go", "_sniffer", "_was_late", "client", "first", "flow", "refusal"),
-        "sandbox",
+        *("_held", "_is_let_go", "_is_terminated", "_sniffer", "_was_late", "client", "first"),
+        *("flow", "refusal", "sandbox"),
     )
 
-    def __init__(self, sandbox: Sandbox, client: Client, flow: Flow) -> None:
+    def __init__(
+        self, sandbox: Sandbox, client: Client, flow: Flow, *, is_terminated: bool = False
+    ) -> None:
         self.sandbox = sandbox
         self.client = client
         self.flow = flow
         self.first: ClientHello | Kind | None = None
         self.refusal: Refusal | None = None
         self._sniffer = Sniffer()
+        self._is_terminated = is_terminated
         self._held = b""
         self._is_let_go = False
         self._was_late = False
@@ -104,7 +107,7 @@ class Guard:
         flow = self.flow
         if flow.entry == "redirected" and isinstance(first, ClientHello):
             flow.protocol = "tls"
-        refusal = fault_of_first(flow, first)
+        refusal = fault_of_first(flow, first, is_terminated=self._is_terminated)
         if first is Kind.HTTP1 and not is_raw(flow.decision.endpoint):
             if not self._is_let_go:
                 return Verdict.TAKE

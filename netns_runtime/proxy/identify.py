@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from netns_runtime import layout
 from netns_runtime.address import AddressError, HostPort, parse_authority, parse_host
+from netns_runtime.policy.requests import terminates
+from netns_runtime.policy.secrets import bound_to
 from netns_runtime.proxy.refuse import Refusal
 from netns_runtime.wire.clienthello import ClientHello
 from netns_runtime.wire.sniff import Kind
@@ -21,7 +23,7 @@ from netns_runtime.wire.sniff import Kind
 if TYPE_CHECKING:
     from netns_runtime.policy import Endpoint
     from netns_runtime.proxy.flow import Flow
-    from netns_runtime.proxy.sandbox import NameSource
+    from netns_runtime.proxy.sandbox import NameSource, Sandbox
     from netns_runtime.wire.forward import AbsoluteTarget
     from netns_runtime.wire.head import RequestHead
 
@@ -78,12 +80,31 @@ def may_be_nameless(endpoint: Endpoint | None, target: HostPort) -> bool:
     return inspection.protocol == "tcp"
 
 
-def fault_of_first(flow: Flow, first: ClientHello | Kind) -> Refusal | None:
-    """Judge the first bytes of a connection; HTTP/1 is judged request by request."""
+def is_to_be_terminated(sandbox: Sandbox, flow: Flow) -> bool:
+    """Whether the flow's requests are ours to see: its rule says so, or a secret may go there."""
+    secrets = bool(bound_to(sandbox.config.secrets, flow.target.host))
+    return terminates(flow.decision, secrets)
+
+
+def fault_of_first(
+    flow: Flow, first: ClientHello | Kind, *, is_terminated: bool = False
+) -> Refusal | None:
+    """Judge the first bytes of a connection; HTTP/1 is judged request by request.
+
+    Where the flow is terminated, its name need not be seen, since upstream is asked for the
+    target's in any case; but what speaks neither TLS nor HTTP cannot be looked into.
+    """
     target, endpoint = flow.target, flow.decision.endpoint
-    if first in {Kind.OPAQUE, Kind.HTTP1}:
+    if first is Kind.HTTP1 or (first is Kind.OPAQUE and not is_terminated):
         return None
-    nameless = may_be_nameless(endpoint, target)
+    nameless = is_terminated or may_be_nameless(endpoint, target)
+    if is_terminated and not isinstance(first, ClientHello):
+        return fault(
+            flow,
+            "http_unverifiable",
+            f"requests to {target} are looked into, and this is neither TLS nor HTTP/1",
+            f"list {target} in a policy with `tls: skip` or `protocol: tcp`",
+        )
     if first is Kind.HTTP2:
         if nameless or is_raw(endpoint):
             return None

@@ -29,7 +29,7 @@ from netns_runtime.proxy.admit import (
 from netns_runtime.proxy.explicit import past_limit
 from netns_runtime.proxy.flow import owner_fields
 from netns_runtime.proxy.guard import Guard
-from netns_runtime.proxy.identify import target_of
+from netns_runtime.proxy.identify import is_to_be_terminated, target_of
 from netns_runtime.proxy.refuse import Refusal
 from netns_runtime.proxy.requests import serve_requests
 from netns_runtime.proxy.tunnel import Verdict
@@ -80,8 +80,11 @@ async def _serve(sandbox: Sandbox, client: Client) -> None:
 
 
 async def _carry(sandbox: Sandbox, client: Client, flow: Flow) -> None:
-    guard = Guard(sandbox, client, flow)
-    verdict = await _first_words(sandbox, client, guard)
+    is_terminated = is_to_be_terminated(sandbox, flow)
+    guard = Guard(sandbox, client, flow, is_terminated=is_terminated)
+    # Who speaks TLS or HTTP speaks first: where nothing else may pass, upstream can wait for it.
+    patience = sandbox.deadline("head" if is_terminated else "identify")
+    verdict = await _first_words(client, guard, patience)
     if verdict is Verdict.TAKE:
         if guard.refusal is None:
             client.reader.feed(guard.held())
@@ -94,14 +97,19 @@ async def _carry(sandbox: Sandbox, client: Client, flow: Flow) -> None:
     if isinstance(outcome, Refusal):
         await _turn_away(client, guard, outcome)
         return
-    if verdict is Verdict.PASS:
+    if is_terminated:
+        from netns_runtime.proxy.terminate import terminate  # TLS is no part of most launches
+
+        client.reader.feed(guard.held())
+        await terminate(sandbox, client, flow, outcome)
+    elif verdict is Verdict.PASS:
         hand_over(sandbox, client, flow, outcome.sock, to_upstream=guard.held())
     else:
         hand_over(sandbox, client, flow, outcome.sock, guard=guard)
 
 
-async def _first_words(sandbox: Sandbox, client: Client, guard: Guard) -> Verdict:
-    """What the guard says of what came in time; HOLD where nothing did."""
+async def _first_words(client: Client, guard: Guard, patience: float) -> Verdict:
+    """What the guard says of what came within `patience` seconds; HOLD where nothing did."""
     verdict = Verdict.HOLD
     try:
         data = client.sock.recv(16_384)
@@ -110,7 +118,7 @@ async def _first_words(sandbox: Sandbox, client: Client, guard: Guard) -> Verdic
     else:
         verdict = guard.feed(data) if data else guard.end()
     if verdict is Verdict.HOLD:
-        with trio.move_on_after(sandbox.deadline("identify")):
+        with trio.move_on_after(patience):
             while verdict is Verdict.HOLD:
                 data = await client.peer.receive()
                 verdict = guard.feed(data) if data else guard.end()

@@ -44,6 +44,9 @@ TABLE: Final[dict[str, tuple[int, str]]] = {
     "http_protocol_error": (502, "upstream"),
     "http_response_incomplete": (502, "upstream"),
     "http_upgrade_failed": (502, "upstream"),
+    "tls_certificate_error": (502, "upstream"),
+    "tls_protocol_error": (502, "upstream"),
+    "tls_alert_received": (502, "upstream"),
 }
 # Our own names, which Proxy-Status tells as RFC 9209's for what policy refuses.
 _OURS: Final = frozenset(

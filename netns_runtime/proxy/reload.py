@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from netns_runtime.address import screen
 from netns_runtime.policy import decide
 from netns_runtime.proxy.flow import Ended
+from netns_runtime.proxy.identify import is_to_be_terminated
 
 if TYPE_CHECKING:
     from netns_runtime.policy import Policy
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.sandbox import Sandbox
 
 REASON: Final = "policy_changed"
+# Each request of these is judged by the policy of its moment; anything else is a tunnel.
+BY_REQUEST: Final = frozenset({"http", "https", "h2"})
 
 
 def swap_policy(sandbox: Sandbox, policy: Policy) -> int:
@@ -43,10 +46,14 @@ def swap_policy(sandbox: Sandbox, policy: Policy) -> int:
 def _judge_again(sandbox: Sandbox, flow: Flow) -> str | None:
     """Why the flow may not go on, or None. Its decision is the new policy's afterwards."""
     config = sandbox.config
+    was_looked_into = is_to_be_terminated(sandbox, flow)
     flow.policy = config.policy
     flow.decision = decide(config.policy, flow.target, flow.owner)
     if not flow.decision.is_allowed and not config.report:
         return flow.decision.detail
+    is_looked_into = is_to_be_terminated(sandbox, flow)
+    if is_looked_into and not was_looked_into and flow.protocol not in BY_REQUEST:
+        return f"requests to {flow.target} are looked into from now on, and this is a tunnel"
     if flow.address is None:
         return None
     reason = screen(ip_address(flow.address), config.own_addresses, flow.decision.allowed_ips)

@@ -54,11 +54,8 @@ async def _next_head(sandbox: Sandbox, client: Client, step: str) -> RequestHead
     head = reader.next()
     if head is not NEED_DATA:
         return head
-    try:
-        data = client.sock.recv(4096)
-    except BlockingIOError:
-        data = b""
-    else:
+    data = client.peer.receive_nowait()
+    if data is not None:
         if not data:
             return None
         reader.feed(data)

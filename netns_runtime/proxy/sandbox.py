@@ -16,12 +16,14 @@ import trio
 from netns_runtime.audit import AuditError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Iterator
     from ipaddress import IPv4Address, IPv6Address
 
     from netns_runtime.audit import AuditLog
     from netns_runtime.config import ProxyConfig
     from netns_runtime.owner import Owner
+    from netns_runtime.proxy.ca import Authority
     from netns_runtime.proxy.flow import Ended, Flow
     from netns_runtime.proxy.relay import Relay
     from netns_runtime.proxy.resolve import Resolver
@@ -37,11 +39,13 @@ DEADLINES = {
     "identify": 0.5,
     "refuse": 0.3,
     "hold": 0.5,
+    "tls": 30.0,
 }
 """Seconds; `ProxyConfig.timeouts` overrides by name. An open tunnel has no deadline.
 
 identify: for a redirected client's first bytes before it is dialled without them. refuse: for those
-of one that is refused, to answer in kind. hold: for bytes that may become an HTTP request.
+of one that is refused, to answer in kind. hold: for bytes that may become an HTTP request. tls: for
+upstream's handshake, and for a client's once it has begun.
 """
 
 EXE_TTL = 60.0
@@ -76,7 +80,8 @@ class ExeSource(Protocol):
 @dataclass(slots=True, eq=False)
 class Sandbox:
     """`report` takes one line about a bug of ours; `connections` counts what clients hold open,
-    `refusing` those that are only waited for to be refused in kind. `nursery` is `serve`'s."""
+    `refusing` those that are only waited for to be refused in kind. `nursery` is `serve`'s.
+    `authority` and `upstream_context` are None where nothing can be terminated."""
 
     config: ProxyConfig
     audit: AuditLog
@@ -86,6 +91,8 @@ class Sandbox:
     exe_of: ExeSource | None = None
     report: Callable[[str], None] = lambda line: None
     names: NameSource | None = None
+    authority: Authority | None = None
+    upstream_context: ssl.SSLContext | None = None
     nursery: trio.Nursery | None = None
     connections: int = 0
     refusing: int = 0

@@ -33,9 +33,11 @@ from netns_runtime.proxy.resolve import NameServers, Resolver, SystemResolver
 from netns_runtime.proxy.sandbox import Sandbox
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Sequence
 
     from netns_runtime.config import ProxyConfig
+    from netns_runtime.proxy.ca import Authority
     from netns_runtime.proxy.sandbox import OwnerSource
 
 # A client of ours speaks first: the kernel accepts when it did, at the latest after this.
@@ -135,8 +137,15 @@ def _dns_of(
     return partial(serve_dns, resolver, udp, tcp)
 
 
-def _import_the_rest(config: ProxyConfig) -> None:
+def _import_the_rest(config: ProxyConfig, authority: Authority | None) -> None:
     """Whatever Python imports at first use, now: afterwards nothing can be."""
+    if authority is not None:
+        from netns_runtime.proxy.birth import warmed_up
+
+        import_module("netns_runtime.proxy.terminate")
+        import_module("netns_runtime.proxy.substitute")
+        import_module("netns_runtime.proxy.websocket")
+        warmed_up(authority)
     import_module("encodings.idna")
     idna.encode("bücher.test", uts46=True, std3_rules=True)
     if not config.use_system_resolver:
@@ -161,7 +170,12 @@ def is_refused(event: dict[str, Any]) -> bool:
 
 
 async def _run(
-    config: ProxyConfig, fds: dict[str, list[int]], owners: OwnerSource | None, sock: socket.socket
+    config: ProxyConfig,
+    fds: dict[str, list[int]],
+    owners: OwnerSource | None,
+    sock: socket.socket,
+    authority: Authority | None,
+    upstream_context: ssl.SSLContext | None,
 ) -> None:
     control = Control(sock)
     tell = partial(_tell_supervisor, control, verbose=config.verbose)
@@ -176,6 +190,8 @@ async def _run(
         names=(names := VirtualNames(config.limits.names)),
         exe_of=control.exe_of,
         report=control.report,
+        authority=authority,
+        upstream_context=upstream_context,
     )
     with ExitStack() as stack:
         explicit, transparent, udp, tcp = (
@@ -186,22 +202,31 @@ async def _run(
         await serve(sandbox, explicit, control, transparent=transparent, dns=dns)
 
 
-def main(control_fd: int) -> int:
-    """The proxy process. Returns its exit status."""
+def _upstream_context() -> ssl.SSLContext:
+    from netns_runtime.proxy.secure import upstream_context
+
+    return upstream_context()
+
+
+def main(control_fd: int, authority: Authority | None = None) -> int:
+    """The proxy process. Returns its exit status. Without an authority nothing is terminated."""
     for number in _NOT_OURS:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     privileges.make_unreadable()
+    upstream_context = _upstream_context() if authority is not None else None
     with socket.socket(fileno=control_fd) as control:
         received = receive_config(control)
         if received is None:
             return 0
         config, fds = received
-        _import_the_rest(config)
+        if upstream_context is not None and config.upstream_ca:
+            upstream_context.load_verify_locations(cadata=config.upstream_ca.decode("ascii"))
+        _import_the_rest(config, authority)
         owners = _owners_of(config, fds.get("owners", []))
         if os.geteuid() == 0:
             privileges.give_up(layout.PROXY_UID, flows=config.limits.flows, parent=parent)
         # What was imported stays: the collector need not look at it again.
         gc.freeze()
-        trio.run(_run, config, fds, owners, control)
+        trio.run(_run, config, fds, owners, control, authority, upstream_context)
     return 0

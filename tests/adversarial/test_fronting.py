@@ -208,7 +208,7 @@ def test_the_attacks_succeed_where_the_check_is_not_made(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = UNDERSTOOD[case]
-    monkeypatch.setattr(guard_module, "fault_of_first", lambda flow, first: None)
+    monkeypatch.setattr(guard_module, "fault_of_first", lambda *_, **__: None)
     server = Server()
 
     async def scenario(stage: Stage, nursery: trio.Nursery) -> None:

@@ -31,6 +31,11 @@ def server_name(*names: str, kind: int = 0) -> tuple[int, bytes]:
     return 0, vector(2, listed)
 
 
+def alpn(*names: bytes) -> tuple[int, bytes]:
+    """The application_layer_protocol_negotiation extension."""
+    return 16, vector(2, b"".join(vector(1, name) for name in names))
+
+
 def hello(*extensions: tuple[int, bytes], suites: bytes = b"\x13\x01") -> bytes:
     """A ClientHello's message, with its four bytes of header."""
     body = b"\x03\x03" + bytes(32) + vector(1, bytes(32)) + vector(2, suites) + vector(1, b"\0")

@@ -131,6 +131,18 @@ class Lab:
         """What the lab's Slack or Discord did with the bot of that token, in order."""
         return [what for token, what in self._ask(op="seen", kind="transcripts") if token == who]
 
+    def messages_seen(self) -> list[tuple[str, str]]:
+        """What came to the echoing WebSockets: (where, text or bytes as latin-1)."""
+        return [(where, text) for where, text in self._ask(op="seen", kind="messages")]
+
+    def placeholders_seen(self) -> list[tuple[str, str]]:
+        """Placeholders that arrived, however dressed: (where, what)."""
+        return [(where, what) for where, what in self._ask(op="seen", kind="placeholders")]
+
+    def accept(self, name: str, value: str) -> None:
+        """Let the services under real names take this value as that secret."""
+        self._ask(op="accept", name=name, value=value)
+
     def forget(self) -> None:
         """Empty what was seen."""
         self._ask(op="forget")

@@ -1,13 +1,15 @@
 """The lab's web servers: HTTP/1.1 with keep-alive, HTTPS, and WebSocket echo.
 
-`ROUTES` says what there is. Each request is written down before it is answered. A malformed or
-vanished peer ends its own connection only.
+`ROUTES` says what there is, `lab_traps` has more, and `h2_server` serves HTTP/2 where it is set.
+Each request is written down before it is answered. A malformed or vanished peer ends its own
+connection only.
 """
 
 from __future__ import annotations
 
 import json
 import ssl
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -17,6 +19,7 @@ import trio
 import wsproto
 import wsproto.events as ws
 import wsproto.utilities
+from wsproto.extensions import Extension, PerMessageDeflate
 
 from tests.support.lab_tcp import local_of
 
@@ -37,13 +40,27 @@ class SeenRequests(Protocol):
     requests: list[dict[str, Any]]
     connections: list[tuple[str, int]]
     transcripts: list[tuple[str, str]]
+    messages: list[tuple[str, str]]
 
 
-def tls_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    certificate.configure_cert(context)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+def tls_context(
+    certificate: trustme.LeafCert, others: dict[str, ssl.SSLContext] | None = None
+) -> ssl.SSLContext:
+    """HTTP/1.1 for most names, HTTP/2 too for `h2.lab.test` and real ones; `others` by name."""
+    contexts = [ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) for _ in range(2)]
+    for context, protocols in zip(contexts, (["http/1.1"], ["h2", "http/1.1"]), strict=True):
+        certificate.configure_cert(context)
+        context.set_alpn_protocols(protocols)
+    plain, both = contexts
+
+    def chosen(sslobj: Any, name: str | None, _: ssl.SSLContext) -> None:
+        if name in (others or {}):
+            sslobj.context = (others or {})[name or ""]
+        elif name and (name == "h2.lab.test" or not name.endswith(".test")):
+            sslobj.context = both
+
+    plain.sni_callback = chosen
+    return plain
 
 
 class Web:
@@ -54,6 +71,11 @@ class Web:
         self.seen = seen
         self.sites: dict[str, Callable[[Connection, h11.Request, bytes], Awaitable[None]]] = {}
         """A host, and all names below it, that a server of its own answers for."""
+        self.routes = dict(ROUTES)
+        self.upgrades: dict[str, Callable[[Web, Any, h11.Request, str], Awaitable[None]]] = {}
+        self.h2_server: Callable[[trio.abc.Stream, Any], Awaitable[None]] | None = None
+        self.look: Callable[[str, str], None] = lambda where, text: None
+        """Gets everything that arrives, with where it did."""
 
     def site_of(
         self, host: str
@@ -71,9 +93,26 @@ class Web:
         async def serve(stream: trio.SocketStream) -> None:
             self.seen.connections.append(local_of(stream))
             tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
-            await self._serve(tls, {"tls": True}, local_of(stream))
+            facts: dict[str, Any] = {"tls": True}
+            with suppress(*BROKEN_PEER):
+                await tls.do_handshake()
+                if tls.selected_alpn_protocol() == "h2" and self.h2_server:
+                    await self._serve_h2(tls, {**facts, "version": "2"}, local_of(stream))
+                    return
+            await self._serve(tls, facts, local_of(stream))
 
         return serve
+
+    async def _serve_h2(
+        self, stream: trio.abc.Stream, facts: dict[str, Any], local: tuple[str, int]
+    ) -> None:
+        async def answer(exchange: Connection, request: h11.Request, body: bytes) -> None:
+            self._write_down(request, body, facts, local)
+            await respond(self, exchange, request, body)
+
+        assert self.h2_server is not None
+        async with stream:
+            await self.h2_server(stream, answer)
 
     async def _serve(
         self, stream: trio.abc.Stream, facts: dict[str, Any], local: tuple[str, int]
@@ -91,11 +130,16 @@ class Web:
         self, request: h11.Request, body: bytes, facts: dict[str, Any], local: tuple[str, int]
     ) -> None:
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in request.headers]
+        where = f"{request.method.decode()} {dict(headers).get('host')}"
+        self.look(f"{where} target", request.target.decode("latin-1"))
+        self.look(f"{where} body", body.decode("latin-1"))
+        for name, value in headers:
+            self.look(f"{where} header", f"{name}: {value}")
         self.seen.requests.append(
             {
                 "method": request.method.decode(),
                 "target": request.target.decode("latin-1"),
-                "version": request.http_version.decode(),
+                "version": facts.get("version", request.http_version.decode()),
                 "host": dict(headers).get("host"),
                 "headers": headers,
                 "body": body[:65536].decode("latin-1"),
@@ -169,13 +213,16 @@ async def respond(web: Web, connection: Connection, request: h11.Request, body: 
     route, _, rest = target.path.lstrip("/").partition("/")
     query = {key: values[-1] for key, values in parse_qs(target.query).items()}
     if header_of(request, b"upgrade").lower() == "websocket":
-        await echo_websocket(connection, request)
+        if route in web.upgrades:
+            await web.upgrades[route](web, connection, request, unquote(rest))
+        else:
+            await echo_websocket(web, connection, request)
         return
     if request.method == b"HEAD":
         await connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
         await connection.send(h11.EndOfMessage())
         return
-    answer = ROUTES.get(route, hello)
+    answer = web.routes.get(route, hello)
     await answer(web, connection, request, body, unquote(rest), query)
 
 
@@ -273,20 +320,35 @@ ROUTES: Final[dict[str, Callable[..., Awaitable[None]]]] = {
 }
 
 
-async def echo_websocket(connection: Connection, request: h11.Request) -> None:
+async def echo_websocket(web: Web, connection: Connection, request: h11.Request) -> None:
+    """Echoes frames as they come. `?deflate` in the target accepts permessage-deflate."""
     socket = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
     headers = [(bytes(k), bytes(v)) for k, v in request.headers]
     socket.initiate_upgrade_connection(headers, request.target)
     early, _ = connection.http.trailing_data
     data: bytes | None = None
+    where = f"socket {header_of(request, b'host')}"
+    extensions: list[Extension] = (
+        [PerMessageDeflate()] if request.target.endswith(b"deflate") else []
+    )
     while True:
         for event in socket.events():
             match event:
                 case ws.Request():
-                    await connection.stream.send_all(socket.send(ws.AcceptConnection()))
+                    accepted = ws.AcceptConnection(extensions=extensions)
+                    await connection.stream.send_all(socket.send(accepted))
                     data = early or None
                 case ws.Message():
-                    await connection.stream.send_all(socket.send(ws.Message(data=event.data)))
+                    text = (
+                        event.data if isinstance(event.data, str) else event.data.decode("latin-1")
+                    )
+                    web.seen.messages.append((where, text[:65536]))
+                    web.look(where, text)
+                    await connection.stream.send_all(
+                        socket.send(
+                            ws.Message(data=event.data, message_finished=event.message_finished)
+                        )
+                    )
                 case ws.Ping():
                     await connection.stream.send_all(socket.send(event.response()))
                 case ws.CloseConnection():

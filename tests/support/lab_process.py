@@ -22,7 +22,19 @@ from typing import Any
 import trio
 import trustme
 
-from tests.support import lab_discord, lab_dns, lab_http, lab_services, lab_slack, lab_tcp, world
+from tests.support import (
+    lab_apis,
+    lab_discord,
+    lab_dns,
+    lab_h2,
+    lab_http,
+    lab_services,
+    lab_slack,
+    lab_tcp,
+    lab_traps,
+    world,
+)
+from tests.support.lab_vault import Vault
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
@@ -92,7 +104,9 @@ def listener(port: int, address: str = "::") -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
-async def answer_control(control: socket.socket, names: lab_dns.Names, seen: Seen) -> None:
+async def answer_control(
+    control: socket.socket, names: lab_dns.Names, seen: Seen, vault: Vault
+) -> None:
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(control))
     pending = b""
     while data := await stream.receive_some():
@@ -107,6 +121,8 @@ async def answer_control(control: socket.socket, names: lab_dns.Names, seen: See
                     seen.forget()
                 case "name":
                     names.set(request["name"], request["records"])
+                case "accept":
+                    vault.accept(request["name"], request["value"])
             await stream.send_all(json.dumps(reply).encode() + b"\n")
 
 
@@ -121,6 +137,23 @@ class Seen:
         self.connections: list[tuple[str, int]] = []
         self.queries: list[tuple[str, str]] = []
         self.transcripts: list[tuple[str, str]] = []
+        self.messages: list[tuple[str, str]] = []
+        self.placeholders: list[tuple[str, str]] = []
+
+
+def web_of(www: Path, seen: Seen, vault: Vault) -> lab_http.Web:
+    web = lab_http.Web(www, seen)
+    web.h2_server = lab_h2.serve
+    web.look = vault.look
+    web.routes |= lab_traps.ROUTES
+    web.upgrades |= lab_traps.UPGRADES
+    web.sites[lab_slack.HOST] = lab_slack.Slack(seen)
+    web.sites[lab_slack.REAL_HOST] = lab_slack.Slack(seen, lab_slack.REAL_HOST, vault)
+    web.sites[lab_discord.HOST] = lab_discord.Discord(seen)
+    real = lab_discord.Discord(seen, lab_discord.REAL, vault)
+    web.sites |= dict.fromkeys((lab_discord.REAL.api, "discord.gg"), real)
+    web.sites |= {api.host: lab_apis.Service(api, vault) for api in lab_apis.APIS}
+    return web
 
 
 async def serve(
@@ -133,10 +166,9 @@ async def serve(
 
     seen = Seen()
     names = lab_dns.Names(world.NAMES, seen.queries.append)
-    tls = lab_http.tls_context(certificate)
-    web = lab_http.Web(directory / "www", seen)
-    web.sites[lab_slack.HOST] = lab_slack.Slack(seen)
-    web.sites[lab_discord.HOST] = lab_discord.Discord(seen)
+    vault = Vault(seen)
+    tls = lab_http.tls_context(certificate, lab_traps.contexts(authority))
+    web = web_of(directory / "www", seen, vault)
     async with trio.open_nursery() as nursery:
         for port in world.HTTP_PORTS:
             nursery.start_soon(trio.serve_listeners, web.plain, [listener(port)])
@@ -151,7 +183,7 @@ async def serve(
             await nursery.start(lab_dns.serve_udp, address, names)
             await nursery.start(lab_dns.serve_tcp, address, names)
         control.sendall(b"ready\n")
-        await answer_control(control, names, seen)
+        await answer_control(control, names, seen, vault)
         nursery.cancel_scope.cancel()
 
 

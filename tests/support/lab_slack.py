@@ -2,7 +2,8 @@
 
 An app (its token tells apps apart) gets one event on each socket it opens. After the first it is
 told to reconnect, as Slack does every few hours; the second breaks off without a word; the third
-stays. What happened to each app is written down as a transcript.
+stays. What happened to each app is written down as a transcript. With a vault it is strict: tokens
+are the vault's values, in each place where a client shows one, and a ticket says nothing of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import h11
 
     from tests.support.lab_http import Connection, SeenRequests
+    from tests.support.lab_vault import Vault
 
 HOST: Final = "slack.test"
 SOCKET_HOSTS: Final = ("wss-primary.slack.test", "wss-backup.slack.test", "wss-primary.slack.test")
@@ -42,12 +44,27 @@ def event_of(number: int) -> dict[str, Any]:
     }
 
 
-class Slack:
-    """Serves `HOST` and the names below it."""
+REAL_HOST: Final = "slack.com"
+REAL_SOCKET_HOSTS: Final = tuple(host.replace(HOST, REAL_HOST) for host in SOCKET_HOSTS)
+BOT_TOKEN: Final = "SLACK_BOT_TOKEN"
+APP_TOKEN: Final = "SLACK_APP_TOKEN"
 
-    def __init__(self, seen: SeenRequests) -> None:
+
+class Slack:
+    """Serves `host` and the names below it."""
+
+    def __init__(self, seen: SeenRequests, host: str = HOST, vault: Vault | None = None) -> None:
         self._seen = seen
+        self._host = host
+        self._sockets = [name.replace(HOST, host) for name in SOCKET_HOSTS]
+        self._vault = vault
         self._opened: Counter[str] = Counter()
+        self._tickets: dict[str, tuple[str, int]] = {}
+
+    def _kind(self, token: str) -> str | None:
+        if self._vault:
+            return self._vault.name_of(token)
+        return {"xoxb-": BOT_TOKEN, "xapp-": APP_TOKEN}.get(token[:5])
 
     def _tell(self, app: str, what: str) -> None:
         self._seen.transcripts.append((app, what))
@@ -57,25 +74,37 @@ class Slack:
         headers = {bytes(k).lower(): v.decode("latin-1") for k, v in request.headers}
         if target.path == "/link/":
             ticket = parse_qs(target.query)["ticket"][0]
-            app, _, number = ticket.rpartition(".")
-            await self._serve_socket(c, request, app, int(number))
+            app, number = self._tickets[ticket]
+            await self._serve_socket(c, request, app, number)
             return
-        token = headers.get(b"authorization", "").removeprefix("Bearer ")
-        answer = self._call(target.path, token)
+        shown = {"header": headers.get(b"authorization", "").removeprefix("Bearer ")}
+        if headers.get(b"content-type", "").startswith("application/x-www-form-urlencoded"):
+            shown["form"] = parse_qs(body.decode()).get("token", [""])[0]
+        answer = self._call(target.path, {place: token for place, token in shown.items() if token})
         await c.answer(200, json.dumps(answer).encode(), "application/json")
 
-    def _call(self, path: str, token: str) -> dict[str, Any]:
+    def _call(self, path: str, shown: dict[str, str]) -> dict[str, Any]:
+        kinds = {self._kind(token) for token in shown.values()}
+        if len(kinds) != 1 or None in kinds:
+            return {"ok": False, "error": "invalid_auth" if shown else "not_authed"}
+        kind, token = kinds.pop(), next(iter(shown.values()))
+        by = f" by {', '.join(sorted(shown))}" if self._vault else ""
         match path.removeprefix("/api/"):
-            case "auth.test" if token.startswith("xoxb-"):
-                self._tell(token, "auth.test")
-                return {"ok": True, "url": f"https://{HOST}/", "team": "lab", **BOT}
-            case "apps.connections.open" if token.startswith("xapp-"):
+            case "auth.test" if kind == BOT_TOKEN:
+                self._tell(token, f"auth.test{by}")
+                return {"ok": True, "url": f"https://{self._host}/", "team": "lab", **BOT}
+            case "chat.postMessage" if kind == BOT_TOKEN:
+                self._tell(token, f"chat.postMessage{by}")
+                return {"ok": True, "channel": "C0LAB", "ts": "1760000000.000100", "message": {}}
+            case "apps.connections.open" if kind == APP_TOKEN:
                 number = self._opened[token] = self._opened[token] + 1
-                self._tell(token, f"open {number}")
-                host = SOCKET_HOSTS[min(number, len(SOCKET_HOSTS)) - 1]
-                return {"ok": True, "url": f"wss://{host}/link/?ticket={token}.{number}&app_id=A0"}
+                self._tell(token, f"open {number}{by}")
+                host = self._sockets[min(number, len(self._sockets)) - 1]
+                ticket = f"ticket-{len(self._tickets)}"
+                self._tickets[ticket] = (token, number)
+                return {"ok": True, "url": f"wss://{host}/link/?ticket={ticket}&app_id=A0"}
             case "auth.test" | "apps.connections.open":
-                return {"ok": False, "error": "invalid_auth"}
+                return {"ok": False, "error": "not_allowed_token_type"}
         return {"ok": False, "error": "unknown_method"}
 
     async def _serve_socket(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+PLACEHOLDER: Final = "openshell:resolve:env:"
+
 UPLINK_LINK: Final = "up0"
 INTERNET_LINK: Final = "net0"
 
@@ -25,6 +27,8 @@ API_IPV4: Final = "198.51.100.10"
 WILD_IPV4: Final = "203.0.113.10"
 SLACK_IPV4: Final = "198.51.100.30"
 DISCORD_IPV4: Final = "198.51.100.40"
+REAL_IPV4: Final = "198.51.100.50"
+"""Everything under a real name."""
 BLACKHOLE_IPV4: Final = "203.0.113.66"
 """Nobody answers: a SYN is lost."""
 UNREACHABLE_IPV4: Final = "203.0.113.77"
@@ -37,7 +41,7 @@ FORBIDDEN_IPV6: Final = ("fd00:ec2::254", "64:ff9b::a01:203", "2002:a01:203::1")
 
 SERVER_IPV4: Final = (
     *(ROUTER_IPV4, DNS_IPV4, WEB_IPV4, API_IPV4, WILD_IPV4, "198.51.100.20", "203.0.113.20"),
-    *(SLACK_IPV4, DISCORD_IPV4),
+    *(SLACK_IPV4, DISCORD_IPV4, REAL_IPV4),
     *FORBIDDEN_IPV4,
 )
 SERVER_IPV6: Final = (ROUTER_IPV6, DNS_IPV6, WEB_IPV6, *FORBIDDEN_IPV6)
@@ -60,6 +64,26 @@ POSTGRES_PORT: Final = 5432
 REDIS_PORT: Final = 6379
 CLOSED_PORT: Final = 9
 """Nobody listens: a reset."""
+
+# Below lab.test: HTTP/2, WebSockets, and certificates that nobody should accept.
+TLS_NAMES: Final = (
+    *("h2", "ws", "expired", "not-yet", "selfsigned", "wronghost", "unknown-issuer"),
+)
+
+# Names that presets use. Here they are the lab's, in its DNS and under its CA, and nowhere else.
+REAL_NAMES: Final = (
+    *("slack.com", "*.slack.com"),
+    *("discord.com", "*.discord.com", "*.discord.gg", "*.discordapp.com", "*.discordapp.net"),
+    "api.telegram.org",
+    *("github.com", "*.github.com", "*.githubusercontent.com"),
+    *("api.anthropic.com", "api.openai.com"),
+    *("integrate.api.nvidia.com", "ai.api.nvidia.com", "api.nvcf.nvidia.com"),
+    *("huggingface.co", "*.huggingface.co", "hf.co", "*.hf.co"),
+    *("graph.microsoft.com", "login.microsoftonline.com", "smba.trafficmanager.net"),
+    *("*.botframework.com", "*.googleapis.com", "accounts.google.com"),
+    *("*.atlassian.net", "api.atlassian.com"),
+    *("graph.facebook.com", "*.whatsapp.net", "*.whatsapp.com"),
+)
 
 # A name, or `*.suffix`, to its records. A record is "TYPE DATA". Single words are behaviours:
 # SERVFAIL, TIMEOUT (no answer), TRUNCATED (TC over UDP, whole over TCP), EMPTY (NODATA).
@@ -104,6 +128,9 @@ NAMES: Final[dict[str, list[str]]] = {
     "*.slack.test": [f"A {SLACK_IPV4}"],
     "discord.test": [f"A {DISCORD_IPV4}"],
     "*.discord.test": [f"A {DISCORD_IPV4}"],
+    **{f"{name}.lab.test": [f"A {WEB_IPV4}"] for name in TLS_NAMES},
+    "*.pool.test": [f"A {WEB_IPV4}"],
+    **{name: [f"A {REAL_IPV4}"] for name in REAL_NAMES},
 }
 
 CERTIFICATE_NAMES: Final = (
@@ -121,6 +148,8 @@ CERTIFICATE_NAMES: Final = (
     "*.slack.test",
     "discord.test",
     "*.discord.test",
+    "*.pool.test",
+    *REAL_NAMES,
     WEB_IPV4,
     WEB_IPV6,
     API_IPV4,

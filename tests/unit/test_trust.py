@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import ssl
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -101,3 +103,44 @@ def test_finds_the_first_store_that_exists() -> None:
     assert trust.system_store(lambda _: False) is None
     assert trust.system_store(lambda path: path == "/etc/ssl/cert.pem") == "/etc/ssl/cert.pem"
     assert trust.system_store(lambda _: True) == "/etc/ssl/certs/ca-certificates.crt"
+
+
+def test_every_other_bundle_of_the_system_is_found_once() -> None:
+    first, second, third = trust.SYSTEM_STORES[:3]
+    assert trust.other_stores(first, lambda _: False) == ()
+    found = trust.other_stores(first, lambda path: path in {first, second, third})
+    assert found == (second, third)
+
+
+def test_a_link_to_the_bundle_is_no_other_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, link = tmp_path / "bundle.crt", tmp_path / "cert.pem"
+    bundle.write_bytes(b"")
+    link.symlink_to(bundle)
+    monkeypatch.setattr(trust, "OPENSSL_FILES", (str(link),))
+    monkeypatch.setattr(trust, "SYSTEM_STORES", (str(bundle),))
+    assert trust.other_stores(str(bundle)) == ()
+
+
+def test_a_java_key_store_holds_every_certificate_once(roots: tuple[bytes, bytes]) -> None:
+    """keytool and a JVM read it in tests/e2e; here its bytes are taken apart again."""
+    store = trust.java_truststore(roots[0] + roots[1] + roots[0])
+    body, digest = store[:-20], store[-20:]
+    seed = "changeit".encode("utf-16-be") + b"Mighty Aphrodite"
+    assert hashlib.sha1(seed + body).digest() == digest
+    magic, version, count = struct.unpack_from(">III", body)
+    assert (magic, version, count) == (0xFEEDFEED, 2, 2)
+    at, found = 12, []
+    for _ in range(count):
+        kind, size = struct.unpack_from(">IH", body, at)
+        assert kind == 2
+        at += 6 + size + 8
+        (size,) = struct.unpack_from(">H", body, at)
+        assert body[at + 2 : at + 2 + size] == b"X.509"
+        at += 2 + size
+        (size,) = struct.unpack_from(">I", body, at)
+        found.append(body[at + 4 : at + 4 + size])
+        at += 4 + size
+    assert at == len(body)
+    assert found == [ssl.PEM_cert_to_DER_cert(root.decode()) for root in roots]

@@ -1,0 +1,124 @@
+"""Debian's archive through apt, with lists of our own: the system's sources stay as they are.
+
+Mirror, proxy and certificates come from the user's own apt configuration; the releases are ours.
+Where apt has no Debian source (Ubuntu), NETNS_VM_MIRROR names one. Packages are downloaded and
+unpacked, never installed. Errors are StepError: no mirror known, or one that cannot be reached.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from netns_runtime.errors import StepError
+from tests.vm import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RELEASES: Final = ("bookworm", "bookworm-backports", "trixie", "trixie-backports")
+KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+MIRROR: Final = "NETNS_VM_MIRROR"
+_NETWORK: Final = "check the network and apt's sources, then run it again: what is built is kept"
+_TARGETS: Final = "$(ORIGIN)|$(RELEASE)|$(REPO_URI)"
+_MAIN: Final = re.compile(r"[a-z]+(-updates|-backports)?")
+
+
+def mirror_of(targets: str) -> str | None:
+    """The URI from which apt takes Debian's main archive, of `ORIGIN|RELEASE|URI` lines."""
+    for line in targets.splitlines():
+        origin, _, rest = line.partition("|")
+        release, _, uri = rest.partition("|")
+        if origin == "Debian" and _MAIN.fullmatch(release) and uri:
+            return uri
+    return None
+
+
+def find_mirror() -> str:
+    """The user's own mirror, or what NETNS_VM_MIRROR says."""
+    told = os.environ.get(MIRROR)
+    if told:
+        return told
+    words = ["apt-get", "indextargets", "--format", _TARGETS, "Created-By: Packages"]
+    found = mirror_of(cache.run("apt sources", words, remedy="Debian or Ubuntu is needed"))
+    if found is None:
+        raise StepError(
+            "apt sources: none is Debian's archive",
+            remedy=f"set {MIRROR} to the URI of a Debian mirror, or run apt-get update first",
+        )
+    return found
+
+
+def source_lines(mirror: str, releases: Sequence[str]) -> str:
+    """sources.list for these releases."""
+    signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
+    return "".join(f"deb {signed}{mirror} {release} main\n" for release in releases)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """An apt root below `place`. `mirror` is what its sources name."""
+
+    place: Path
+    mirror: str
+
+    def options(self) -> list[str]:
+        settings = {
+            "Dir::Etc::SourceList": self.place / "sources.list",
+            "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::Etc::Preferences": "/dev/null",
+            "Dir::Etc::PreferencesParts": "/dev/null",
+            "Dir::State::Lists": self.place / "lists",
+            "Dir::State::Status": "/dev/null",
+            "Dir::Cache": self.place,
+            "APT::Get::List-Cleanup": "false",
+            "APT::Update::Post-Invoke-Success": "",
+            "Acquire::Languages": "none",
+        }
+        return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+
+    def update(self) -> None:
+        """Fetch the lists of packages."""
+        for directory in ("lists/partial", "archives/partial"):
+            (self.place / directory).mkdir(parents=True, exist_ok=True)
+        (self.place / "sources.list").write_text(
+            source_lines(self.mirror, RELEASES), encoding="utf-8"
+        )
+        words = ["apt-get", *self.options(), "-q", "--error-on=any", "update"]
+        cache.run("package lists", words, remedy=_NETWORK)
+
+    def names(self, prefix: str) -> list[str]:
+        """Every package whose name starts so."""
+        words = ["apt-cache", *self.options(), "pkgnames", prefix]
+        return cache.run("package names", words, remedy=_NETWORK).split()
+
+    def unpack(self, packages: Sequence[str], target: Path) -> None:
+        """Download these packages and extract their files below `target`."""
+        words = [*("apt-get", *self.options(), "-q", "--print-uris", "download"), *packages]
+        files = re.findall(r"^'[^']+' (\S+) \d+", cache.run("kernel", words, remedy=_NETWORK), re.M)
+        debs = self.place / "archives" / "partial" / target.name
+        cache.remove(debs)
+        debs.mkdir(parents=True)
+        here = Path.cwd()
+        try:
+            os.chdir(debs)
+            words = ["apt-get", *self.options(), "-q", "download", *packages]
+            cache.run(f"download {packages[0]}", words, remedy=_NETWORK)
+        finally:
+            os.chdir(here)
+        if not files:
+            raise StepError(f"download {packages[0]}: apt names no file", remedy=_NETWORK)
+        target.mkdir(parents=True, exist_ok=True)
+        for deb in sorted(debs.glob("*.deb")):
+            cache.run(f"unpack {deb.name}", ["dpkg-deb", "-x", deb, target], remedy=_NETWORK)
+        cache.remove(debs)
+
+
+def open_archive(place: Path) -> Archive:
+    """The archive with lists of today."""
+    archive = Archive(place / "apt", find_mirror())
+    archive.update()
+    return archive
