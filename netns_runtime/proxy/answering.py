@@ -2,7 +2,8 @@
 
 `bring` passes on what upstream says as it comes and returns when the response is whole, or when
 upstream switched to another protocol. Of a host with bound secrets every head and all content goes
-through the masker: content that had a length and fits GATHER is held until its new length is known,
+through the masker: content that had a length and fits GATHER (and, with all other such content of the sandbox, its
+GATHERED_LIMIT) is held until its new length is known,
 any other is sent on at once, in chunks or, to an HTTP/1.0 client, until the connection's end.
 It ends early by `UpstreamFailed`, or by the client's OSError.
 """
@@ -57,7 +58,7 @@ class Answering:
     __slots__ = (
         *("_bound", "_client", "_gathered", "_head", "_held", "_is_chunked", "_log", "_masker"),
         *("_out", "_pending", "_reader", "_sending", "_upstream", "closes", "has_begun"),
-        *("_gathered_size", "_status", "switched_headers"),
+        *("_gathered_size", "_reserved", "_status", "switched_headers"),
     )
 
     def __init__(
@@ -83,6 +84,7 @@ class Answering:
         self._held = 0
         self._gathered: list[bytes] | None = None
         self._gathered_size = 0
+        self._reserved = 0
         self._status = 0
         self._pending: tuple[bytes, Headers] | None = None
         self._is_chunked = False
@@ -171,7 +173,7 @@ class Answering:
             coding = header_value(raw, b"transfer-encoding")
             if coding is not None and length is None and self._head.method == "HEAD":
                 headers.append((b"Transfer-Encoding", b"chunked"))
-        elif self._masker is not None and length is not None and int(length) <= GATHER:
+        elif self._masker is not None and length is not None and self._may_hold(int(length)):
             self._gathered = []
             self._pending = first, without(headers, b"content-length")
             return
@@ -179,6 +181,18 @@ class Answering:
             self._put_head_of_stream(first, headers)
             return
         self._put_head(first, headers)
+
+    def _may_hold(self, length: int) -> bool:
+        # What was compressed may be more; then it is no longer held at GATHER.
+        if length > GATHER or not self._sending.sandbox.reserve(GATHER):
+            return False
+        self._reserved = GATHER
+        return True
+
+    def release(self) -> None:
+        """Give back the room that held content took."""
+        self._sending.sandbox.gathered -= self._reserved
+        self._reserved = 0
 
     def _put_head_of_stream(self, first: bytes, headers: Headers) -> None:
         headers = without(headers, b"content-length")

@@ -68,7 +68,11 @@ async def exchange(
     except AddressError as error:
         await malformed(sandbox, client, ProtocolError(f"the URL's host: {error}"))
         return False
-    return await _Exchange(sandbox, client, head, absolute, target).run(upstreams)
+    request = _Exchange(sandbox, client, head, absolute, target)
+    try:
+        return await request.run(upstreams)
+    finally:
+        request.sending.release()
 
 
 class _Exchange:
@@ -87,7 +91,7 @@ class _Exchange:
         self.head = head
         self.absolute = absolute
         self.target = target
-        self.sending = Sending(client, head)
+        self.sending = Sending(sandbox, client, head)
         self.is_websocket = wants_websocket(head)
         self.flow: Flow
         self.admitted: Admitted | None = None
@@ -255,6 +259,7 @@ class _Exchange:
             what = str(_first(group))
             went = Ended(reason="connection_terminated", said_by="sandbox", detail=what)
         finally:
+            answering.release()
             upstream.scope = None
             if owned:
                 end(sandbox, upstream, upstream.ended or _end_of(refusal, went))
@@ -281,11 +286,12 @@ class _Exchange:
         unwritten = write_substituted(sandbox, flow, admitted)
         if unwritten is not None:
             raise Unwritten(unwritten)
-        await sending.send_head(sandbox, flow, admitted, upstream)
+        await sending.send_head(flow, admitted, upstream)
+        sending.release()
         if sending.is_read:
             return await answering.bring()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(sending.stream, sandbox, flow, admitted, upstream)
+            nursery.start_soon(sending.stream, flow, admitted, upstream)
             switched = await answering.bring()
             nursery.cancel_scope.cancel()
         return switched

@@ -22,6 +22,7 @@ from netns_runtime.proxy.http2_limits import GoAway, TooMuch, name_of
 from netns_runtime.proxy.http2_side import Side
 from netns_runtime.proxy.http2_streams import Streams
 from netns_runtime.proxy.refuse import Refusal
+from netns_runtime.proxy.tls import TlsPeer
 from netns_runtime.proxy.upstream import Upstream, end
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.peer import Peer
     from netns_runtime.proxy.sandbox import Sandbox
-    from netns_runtime.proxy.tls import TlsPeer
 
 STALL: Final = 900.0
 """Seconds that what is held may wait for a window to open before its connection ends."""
@@ -327,11 +327,8 @@ class _Serving:
     async def _farewell(self) -> None:
         """End both connections; take what the client still sends, so that no reset overtakes."""
         with trio.move_on_after(LINGER):
-            try:
-                if self.up is not None:
-                    await self.up.peer.end()
-            except OSError:
-                pass
+            if self.up is not None and isinstance(self.up.peer, TlsPeer):
+                self.up.peer.finish()
             try:
                 await self.down.peer.end()
                 taken = 0

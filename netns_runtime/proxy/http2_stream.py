@@ -65,7 +65,7 @@ class Stream:
         self.down.sink_id = number
 
     def open_up(self, admitted: Admitted, was: Headers) -> None:
-        """Ask upstream. `was` are the headers as they came."""
+        """Ask upstream. `was` are the headers that were judged."""
         self.admitted = admitted
         streams, lane = self.all, self.up
         upstream = lane.sink

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.http2_side import Side
     from netns_runtime.proxy.inspect import Admitted
     from netns_runtime.proxy.sandbox import Sandbox
+    from netns_runtime.wire.forward import Headers
 
 _WEB: Final = 443
 
@@ -198,20 +199,18 @@ class Streams:
             self._start(stream)
 
     def _start(self, stream: Stream) -> None:
-        admitted = self._admit(stream)
+        headers = [(b"host", self.authority), *stream.asked.headers]
+        admitted = self._admit(stream, headers)
         if isinstance(admitted, Refusal):
             stream.answer(admitted)
             return
         try:
-            stream.open_up(admitted, self._headers_of(stream.asked))
+            stream.open_up(admitted, headers)
         except NoAvailableStreamIDError:
             self.drain()
             stream.reset(ErrorCodes.REFUSED_STREAM)
 
-    def _headers_of(self, asked: Asked) -> list[tuple[bytes, bytes]]:
-        return [(b"host", self.authority), *asked.headers]
-
-    def _admit(self, stream: Stream) -> Admitted | Refusal:
+    def _admit(self, stream: Stream, headers: Headers) -> Admitted | Refusal:
         """Decide about the target, then about the request. Waits for nothing."""
         sandbox, flow, asked = self.sandbox, self.flow, stream.asked
         config = sandbox.config
@@ -232,7 +231,7 @@ class Streams:
             self.is_unrecorded = False
         act = admit_request if self.failed is None else judge_request
         admitted = act(
-            *(sandbox, flow, asked.method, asked.path, self._headers_of(asked)),
+            *(sandbox, flow, asked.method, asked.path, headers),
             is_websocket=False,
             has_content=not stream.up.has_ended,
         )

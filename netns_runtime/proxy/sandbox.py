@@ -48,6 +48,7 @@ of one that is refused, to answer in kind. hold: for bytes that may become an HT
 upstream's handshake, and for a client's once it has begun.
 """
 
+GATHERED_LIMIT = 64 * 1024 * 1024
 EXE_TTL = 60.0
 EXE_NAMES = 1024
 
@@ -81,6 +82,7 @@ class ExeSource(Protocol):
 class Sandbox:
     """`report` takes one line about a bug of ours; `connections` counts what clients hold open,
     `refusing` those that are only waited for to be refused in kind. `nursery` is `serve`'s.
+    `gathered` counts the octets of content that is held until its new length is known.
     `authority` and `upstream_context` are None where nothing can be terminated."""
 
     config: ProxyConfig
@@ -96,6 +98,7 @@ class Sandbox:
     nursery: trio.Nursery | None = None
     connections: int = 0
     refusing: int = 0
+    gathered: int = 0
     flows: dict[int, Flow] = field(default_factory=dict)
     ids: Iterator[int] = field(default_factory=lambda: count(1))
     _exes: OrderedDict[tuple[int, int], tuple[float, str]] = field(default_factory=OrderedDict)
@@ -132,6 +135,13 @@ class Sandbox:
         """Run a task as long as the sandbox is served."""
         assert self.nursery is not None
         self.nursery.start_soon(task, *arguments)
+
+    def reserve(self, octets: int) -> bool:
+        """Whether content of that length may be held now; who holds it gives it back."""
+        if self.gathered + octets > GATHERED_LIMIT:
+            return False
+        self.gathered += octets
+        return True
 
     def close_flow(self, flow: Flow, ended: Ended) -> None:
         """Write `flow.closed`. A line that cannot be written any more is reported, once a flow."""

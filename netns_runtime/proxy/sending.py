@@ -55,9 +55,13 @@ class Sending:
     to the client's reader; `is_sent` that upstream was sent all of it.
     """
 
-    __slots__ = ("_content", "_is_chunked", "_whole", "client", "head", "is_read", "is_sent")
+    __slots__ = (
+        *("_content", "_is_chunked", "_reserved", "_whole", "client", "head", "is_read"),
+        *("is_sent", "sandbox"),
+    )
 
-    def __init__(self, client: Client, head: RequestHead) -> None:
+    def __init__(self, sandbox: Sandbox, client: Client, head: RequestHead) -> None:
+        self.sandbox = sandbox
         self.client = client
         self.head = head
         self.is_read = not head.has_body
@@ -65,6 +69,12 @@ class Sending:
         self._content = None if self.is_read else ContentReader(head)
         self._whole: bytes | None = b"" if self.is_read else None
         self._is_chunked = False
+        self._reserved = 0
+
+    def release(self) -> None:
+        """Give back the room that held content took."""
+        self.sandbox.gathered -= self._reserved
+        self._reserved = 0
 
     async def prepare(self, admitted: Admitted) -> None:
         """Take what content can be had now. Raises ProtocolError and the client's OSError."""
@@ -83,7 +93,13 @@ class Sending:
             await self._gather(content, content.length or 0, wait=False)
 
     async def _gather(self, content: ContentReader, length: int, *, wait: bool) -> None:
-        """Read content of a known length. Without `wait`, only where it is all there."""
+        """Read content of a known length. Without `wait`, only where it is all there.
+
+        Where too much is held already, nothing is read: it will be streamed.
+        """
+        if not self._reserved and not self.sandbox.reserve(length):
+            return
+        self._reserved = length
         peer, reader = self.client.peer, self.client.reader
         data = bytearray(reader.rest())
         expected = b"100-continue" in self.head.words(b"expect")
@@ -109,16 +125,14 @@ class Sending:
         self.is_read = True
         reader.feed(bytes(data[length:]))
 
-    async def send_head(
-        self, sandbox: Sandbox, flow: Flow, admitted: Admitted, upstream: Upstream
-    ) -> None:
+    async def send_head(self, flow: Flow, admitted: Admitted, upstream: Upstream) -> None:
         """Send the head and the content that is there. Raises Unwritten, ProtocolError, OSError."""
         data = self._whole or b""
         headers = admitted.headers
         if self._content is None:
             self.is_sent = True
         elif self._whole is not None:
-            data = await self._rewritten(sandbox, flow, admitted, data)
+            data = await self._rewritten(flow, admitted, data)
             headers = _with_length(without(headers, b"expect"), len(data))
             self.is_sent = True
         elif self._content.length is None or (admitted.body and admitted.body.may_change):
@@ -134,8 +148,7 @@ class Sending:
         """Ask for a WebSocket."""
         admitted.headers = [*admitted.headers, *UPGRADE]
 
-    @staticmethod
-    async def _rewritten(sandbox: Sandbox, flow: Flow, admitted: Admitted, data: bytes) -> bytes:
+    async def _rewritten(self, flow: Flow, admitted: Admitted, data: bytes) -> bytes:
         body = admitted.body
         if body is None:
             return data
@@ -145,12 +158,10 @@ class Sending:
             await trio.lowlevel.checkpoint()
             parts += body.pieces(data[at : at + AT_ONCE])
         parts.append(body.finish())
-        _write_hits(sandbox, flow, admitted)
+        _write_hits(self.sandbox, flow, admitted)
         return b"".join(parts)
 
-    async def stream(
-        self, sandbox: Sandbox, flow: Flow, admitted: Admitted, upstream: Upstream
-    ) -> None:
+    async def stream(self, flow: Flow, admitted: Admitted, upstream: Upstream) -> None:
         """Send the content as it comes. Raises as `send_head`, and the client's OSError."""
         content, body, peer = self._content, admitted.body, self.client.peer
         assert content is not None
@@ -163,7 +174,7 @@ class Sending:
                 self.is_read = True
                 self.client.reader.feed(content.rest())
                 last = body.finish() if body is not None else b""
-                _write_hits(sandbox, flow, admitted)
+                _write_hits(self.sandbox, flow, admitted)
                 if self._is_chunked:
                     last = write_chunk(last) + write_last_chunk(part.trailers)
                 self.is_sent = await self._put(upstream, last)
@@ -173,7 +184,7 @@ class Sending:
                     return
             else:
                 for piece in body.pieces(part):
-                    _write_hits(sandbox, flow, admitted)
+                    _write_hits(self.sandbox, flow, admitted)
                     if not await self._put_content(upstream, piece):
                         return
 

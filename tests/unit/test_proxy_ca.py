@@ -170,6 +170,7 @@ def test_old_versions_of_tls_are_refused() -> None:
     client = trusting(AUTHORITY)
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         client.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
         client.maximum_version = ssl.TLSVersion.TLSv1_1
     client.set_ciphers("ALL:@SECLEVEL=0")
     with pytest.raises(ssl.SSLError, match=r"(?i)protocol|version"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,7 +33,7 @@ from netns_runtime.proxy.http2_limits import (
     TooMuch,
     goaway,
 )
-from netns_runtime.proxy.http2_side import GRANTS, OUT_FULL, WINDOW
+from netns_runtime.proxy.http2_side import GRANTS, WINDOW
 from tests.support.http2_stage import play_http2
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def test_rapid_resets_one_by_one_end_the_connection_too() -> None:
 def test_requests_that_are_finished_may_be_cancelled_as_often() -> None:
     async def scenario(both: Both) -> None:
         client, upstream = both.client, both.upstream
-        for number in range(1, 1_600, 4):
+        for number in range(1, 900, 4):
             await both.exchange(number)
             client.ask(number + 2)
             client.h2.reset_stream(number + 2, ErrorCodes.CANCEL)
@@ -424,26 +425,30 @@ def test_answers_to_pings_that_nobody_reads_do_not_pile_up() -> None:
     play_http2(scenario)
 
 
-def test_what_is_owed_to_a_client_that_does_not_read_is_bounded() -> None:
-    read: list[int] = []
+def test_what_is_owed_to_a_client_that_does_not_read_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full, unread = 100_000, []
+    monkeypatch.setattr(http2_side, "OUT_FULL", full)
 
     async def scenario(both: Both) -> None:
         client, upstream = both.client, both.upstream
+        upstream.h2.encoder.encode = partial(Encoder.encode, upstream.h2.encoder, huffman=False)
         await client.quiet()
         client.wire.limit = 0
-        for index in range(100):
+        for index in range(60):
             client.ask(2 * index + 1)
-        await upstream.until(RequestReceived, count=100)
+        await upstream.until(RequestReceived, count=60)
         for event in upstream.of(RequestReceived):
-            upstream.answer(event.stream_id, 200, ("x", "y" * 15_000), content=None)
+            upstream.answer(event.stream_id, 200, ("x", "y" * 8_000), content=None)
         await trio.testing.wait_all_tasks_blocked()
-        read.append(len(upstream.wire.arrived))
+        unread.append(len(upstream.wire.arrived))
         client.wire.limit = 1 << 30
         client.wire.changed()
-        await client.until(ResponseReceived, count=100)
+        await client.until(ResponseReceived, count=60)
 
     play_http2(scenario)
-    assert read[0] >= 100 * 11_000 - OUT_FULL - 3 * 65_536
+    assert unread[0] >= 60 * 8_000 - full - 3 * 65_536
 
 
 def test_a_promise_that_was_not_asked_for_ends_upstreams_connection() -> None:

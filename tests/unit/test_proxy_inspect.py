@@ -55,7 +55,8 @@ def played(
                 told.append(answer)
         await stage.settled()
 
-    stage = play(scenario, **({"policy": policy_of(FULL), "secrets": SECRETS} | config))
+    stage = Stage(**({"policy": policy_of(FULL), "secrets": SECRETS} | config))
+    play(scenario, stage=stage)
     assert stage.reports == []
     return stage
 

@@ -110,7 +110,7 @@ def _initramfs(modules: Path) -> bytes:
         name = f"{_module_name(path)}.ko"
         names.append(name)
         files[f"modules/{name}"] = (stat.S_IFREG | 0o644, _plain(modules / path))
-    files["modules/order"] = (stat.S_IFREG | 0o644, "\n".join(names).encode())
+    files["modules/order"] = (stat.S_IFREG | 0o644, "".join(f"{name}\n" for name in names).encode())
     return cpio(files)
 
 
@@ -128,7 +128,7 @@ def size_of(tree: Path) -> int:
 
 def build_boot(place: Path, archive: Archive, kernel: Kernel) -> Boot:
     """Everything of that kernel, from the cache or built now."""
-    key = cache.key_of(INIT.read_bytes(), repr((BOOT_MODULES, LEFT_OUT)), "1")
+    key = cache.key_of(INIT.read_bytes(), repr((BOOT_MODULES, LEFT_OUT)), "2")
     directory = place / "kernels" / f"{kernel.release}-{key}"
 
     def build(made: Path) -> None:
