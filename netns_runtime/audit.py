@@ -13,7 +13,7 @@ import select
 import stat
 from typing import TYPE_CHECKING, Any
 
-from netns_runtime.errors import UsageError
+from netns_runtime.errors import UsageError, file_error
 from netns_runtime.events import event_of
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def open_audit(target: str) -> int:
     if target.startswith("fd:"):
         number = target[3:]
         if not (number.isascii() and number.isdigit() and len(number) < 10):
-            raise UsageError(f"--audit {target}: fd:N takes a descriptor number")
+            raise UsageError(f"--audit {target}: fd:N takes a number", remedy="as in fd:3")
         try:
             return os.dup(int(number))
         except OSError as error:
@@ -98,8 +98,7 @@ def open_audit(target: str) -> int:
     try:
         fd = os.open(target, flags | os.O_NONBLOCK, 0o600)
     except OSError as error:
-        remedy = "name the file itself, not a link" if error.errno == 40 else ""
-        raise UsageError(f"--audit {target}: {error.strerror}", remedy=remedy) from error
+        raise file_error(f"--audit {target}", error) from error
     found = os.fstat(fd)
     mode = found.st_mode
     wrong = ""
@@ -111,6 +110,6 @@ def open_audit(target: str) -> int:
         wrong = "a link is on the way to it: name it by its real path"
     if wrong:
         os.close(fd)
-        raise UsageError(f"--audit {target}: {wrong}")
+        raise UsageError(f"--audit {target}: {wrong}", remedy="or pass a descriptor: fd:N")
     os.set_blocking(fd, True)
     return fd

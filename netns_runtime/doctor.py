@@ -6,13 +6,13 @@ needed feature means that no sandbox can start; a missing wanted one is told wit
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from netns_runtime import layout
+from netns_runtime.capable import check_capable
 from netns_runtime.errors import NetnsError
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
@@ -46,9 +46,8 @@ def _attempt(feature: str, need: Need, trial: Callable[[], str], remedy: str) ->
 
 
 def _root() -> str:
-    if os.geteuid() != 0:
-        raise PermissionError("not root")
-    return "uid 0"
+    check_capable()
+    return "uid 0, with the capabilities that a sandbox takes"
 
 
 def _cgroup() -> str:
@@ -107,8 +106,12 @@ _WITHOUT_PROBE = "nft refuses and counts alone: refused connects are not attribu
 
 def checks() -> list[Check]:
     """Every check, in the order a launch meets them."""
+    root = _attempt("root", "needed", _root, "run it with sudo")
+    if not root.is_present:
+        # Nothing else can be tried, and would only seem to be missing.
+        return [root]
     found = [
-        _attempt("root", "needed", _root, "run it with sudo"),
+        root,
         _attempt("state directory", "needed", _run_directory, "free some space on /run"),
         _attempt("cgroup v2", "needed", _cgroup, "mount a cgroup2 file system"),
         _attempt("bubblewrap", "needed", _bubblewrap, "apt-get install bubblewrap"),

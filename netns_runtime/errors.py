@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Final
 
 EXIT_FAILED = 125
 EXIT_CANNOT_EXECUTE = 126
@@ -32,6 +33,29 @@ class UsageError(NetnsError):
 
 class StepError(NetnsError):
     """A set-up step failed; what the steps before it made is gone again."""
+
+
+_FILE_REMEDIES: Final = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it is no directory",
+    errno.EISDIR: "name a file, not a directory",
+    errno.EACCES: "choose a file that root may use here",
+    errno.EPERM: "choose a file that root may use here",
+    errno.ELOOP: "name the file itself, not a link",
+    errno.EROFS: "choose a file system that can be written",
+    errno.ENOSPC: "free space there, or choose another place",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENXIO: "start its reader first",
+    errno.ENAMETOOLONG: "give a shorter path",
+}
+
+
+def file_error(said: str, cause: OSError) -> UsageError:
+    """The user's file that could not be opened or read; `said` is the option and the path."""
+    code = cause.errno or 0
+    return UsageError(
+        f"{said}: {os.strerror(code)}", remedy=_FILE_REMEDIES.get(code, "choose another file")
+    )
 
 
 def step_error(step: str, cause: BaseException, *, remedy: str = "") -> StepError:

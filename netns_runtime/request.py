@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from netns_runtime.audit import open_audit
-from netns_runtime.errors import UsageError
+from netns_runtime.errors import UsageError, file_error
 from netns_runtime.namespace.netns import open_namespace
 from netns_runtime.policy import Policy, parse_allow
 
@@ -138,7 +138,7 @@ def _uid_of(wanted: str) -> int:
 def _number(name: str, digits: str) -> int:
     """A uid or gid. The highest number is -1, which setresuid(2) takes for "leave it as it is"."""
     if len(digits) > 10 or int(digits) >= (1 << 32) - 1:
-        raise UsageError(f"{name} {digits}: not a uid or gid")
+        raise UsageError(f"{name} {digits}: not a uid or gid", remedy="use 0 to 4294967294")
     return int(digits)
 
 
@@ -221,12 +221,16 @@ def _check_sockets(spec: Spec) -> None:
         try:
             is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
         except OSError as error:
-            raise UsageError(f"--expose-socket {path}: {error.strerror}") from error
+            raise file_error(f"--expose-socket {path}", error) from error
         if not is_socket:
-            raise UsageError(f"--expose-socket {path}: not a unix socket")
+            raise UsageError(
+                f"--expose-socket {path}: not a unix socket", remedy="name the socket itself"
+            )
     for path in spec.writable:
         if not os.path.exists(path):
-            raise UsageError(f"--writable {path}: no such file or directory")
+            raise UsageError(
+                f"--writable {path}: no such file or directory", remedy="make it first"
+            )
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from netns_runtime import proxyprocess, reclaim, state
 from netns_runtime.audit import AuditLog
+from netns_runtime.capable import check_capable
 from netns_runtime.config import ProxyConfig
 from netns_runtime.control import listening
 from netns_runtime.entering import enter_plan
-from netns_runtime.errors import StepError
 from netns_runtime.events import timestamp
 from netns_runtime.gateway import Gateway
 from netns_runtime.namespace import cgroup, netns
@@ -41,8 +41,7 @@ if TYPE_CHECKING:
 
 def run(request: Request) -> int:
     """Run the request's command in a new sandbox; the exit status for netns-run."""
-    if os.geteuid() != 0:
-        raise StepError("netns-run needs root", remedy="run sudo netns-run …")
+    check_capable()
     started = time.monotonic()
     with ExitStack() as stack:
         sandbox = _set_up(request, stack, started)

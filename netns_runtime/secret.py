@@ -72,4 +72,3 @@ class Secret:
 def placeholder_of(name: str) -> str:
     """What CMD holds in place of the value."""
     return PREFIX + name
-

@@ -14,7 +14,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from netns_runtime.errors import UsageError
+from netns_runtime.errors import UsageError, file_error
 from netns_runtime.secret import PREFIX
 
 if TYPE_CHECKING:
@@ -56,22 +56,28 @@ def read_secret(
             return _from_descriptor(int(own[1] if own else source.place), said)
         return _from_file(source.place, said, real_path)
     except OSError as error:
-        raise UsageError(f"{said}: {error.strerror}") from None
+        raise file_error(said, error) from None
 
 
 def parse_value(data: bytes, said: str) -> str:
     """The value in `data`, without one newline at its end. Raises UsageError, `said` in front."""
     if len(data) > VALUE_LIMIT + 2:
-        raise UsageError(f"{said}: longer than {VALUE_LIMIT >> 10} KiB")
+        raise UsageError(
+            f"{said}: longer than {VALUE_LIMIT >> 10} KiB", remedy="a secret is one short line"
+        )
     data = data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data
     if not data:
-        raise UsageError(f"{said}: the value is empty")
+        raise UsageError(f"{said}: the value is empty", remedy="give it one")
     if len(data) > VALUE_LIMIT:
-        raise UsageError(f"{said}: longer than {VALUE_LIMIT >> 10} KiB")
+        raise UsageError(
+            f"{said}: longer than {VALUE_LIMIT >> 10} KiB", remedy="a secret is one short line"
+        )
     try:
         value = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise UsageError(f"{said}: the value is not UTF-8") from None
+        raise UsageError(
+            f"{said}: the value is not UTF-8", remedy="a secret is one line of text"
+        ) from None
     if any(unicodedata.category(character) == "Cc" for character in set(value)):
         raise UsageError(
             f"{said}: the value holds a control character", remedy="a secret is one line of text"
@@ -90,7 +96,7 @@ def _from_file(path: str, said: str, real_path: Callable[[str, str], str]) -> Fo
     try:
         status = os.fstat(fd)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
-            raise UsageError(f"{said}: neither a file nor a pipe")
+            raise UsageError(f"{said}: neither a file nor a pipe", remedy="name a file")
         if os.readlink(f"/proc/self/fd/{fd}") != real:
             raise UsageError(f"{said}: a link on the way to it changed", remedy="try again")
         os.set_blocking(fd, True)
@@ -104,7 +110,7 @@ def _from_descriptor(fd: int, said: str) -> Found:
         raise UsageError(f"{said}: that is where CMD writes", remedy="use 0, or 3 and above")
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"{said}: it is a directory")
+        raise UsageError(f"{said}: it is a directory", remedy="name a file")
     os.set_blocking(fd, True)
     try:
         return _read(fd, said, status)

@@ -21,6 +21,7 @@ PROBES: Final = ("auto", "bpf", "nft")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 # What a shell, and the placeholder's syntax, take for a variable's name.
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+LEAST_MEMORY: Final = 16 << 20
 _SIZE: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -76,7 +77,9 @@ def parse_name(text: str) -> str:
 
 def parse_descriptor(option: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise UsageError(f"{option} {text}: not a descriptor number")
+        raise UsageError(
+            f"{option} {text}: not a descriptor number", remedy=f"give a number: {option} 3"
+        )
     return int(text)
 
 
@@ -138,4 +141,9 @@ def parse_limit(text: str, limits: Limits) -> Limits:
         )
     values = {name: getattr(limits, name) for name in known}
     values[key] = int(match[1]) * _SIZE[match[2]]
+    if key == "memory" and values[key] < LEAST_MEMORY:
+        raise UsageError(
+            f"--limit {text}: no command starts in that",
+            remedy=f"give at least {LEAST_MEMORY >> 20}m",
+        )
     return Limits(**values)

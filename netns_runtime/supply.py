@@ -154,7 +154,9 @@ def _check_descriptors(spec: Spec) -> None:
 def _check_found(found: Mapping[str, Found], spec: Spec) -> None:
     """Nothing that CMD keeps open may be a file that a value came from."""
     if sum(len(each.value.encode("utf-8")) for each in found.values()) > TOTAL_LIMIT:
-        raise UsageError(f"all secrets together are longer than {TOTAL_LIMIT >> 10} KiB")
+        raise UsageError(
+            f"all secrets together are longer than {TOTAL_LIMIT >> 10} KiB", remedy="give fewer"
+        )
     for number in (0, 1, 2, *spec.keep_fds):
         try:
             status = os.fstat(number)

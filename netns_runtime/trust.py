@@ -15,7 +15,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
-from netns_runtime.errors import UsageError
+from netns_runtime.errors import UsageError, file_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,10 @@ def parse_roots(data: bytes, name: str) -> bytes:
     Raises UsageError if there is none, or one that OpenSSL cannot read.
     """
     if len(data) > MAX_BYTES:
-        raise UsageError(f"--upstream-ca {name}: larger than {MAX_BYTES >> 20} MiB")
+        raise UsageError(
+            f"--upstream-ca {name}: larger than {MAX_BYTES >> 20} MiB",
+            remedy="give the roots that are needed alone",
+        )
     blocks = certificates_in(data)
     if not blocks and data.startswith(_DER_SEQUENCE):
         raise UsageError(
@@ -132,11 +135,13 @@ def read_upstream_ca(path: str) -> bytes:
         with open(fd, "rb") as file:
             mode = os.fstat(fd).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-                raise UsageError(f"--upstream-ca {shown}: neither a file nor a pipe")
+                raise UsageError(
+                    f"--upstream-ca {shown}: neither a file nor a pipe", remedy="name a PEM file"
+                )
             os.set_blocking(fd, True)
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"--upstream-ca {shown}: {error.strerror}") from error
+        raise file_error(f"--upstream-ca {shown}", error) from error
     return parse_roots(data, shown)
 
 

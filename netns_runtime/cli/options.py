@@ -142,7 +142,7 @@ def parse_command_line(words: Sequence[str]) -> Spec | str:
             values[_FLAGS[option]] = True
             continue
         if option in _FLAGS:
-            raise UsageError(f"{option} takes no value")
+            raise UsageError(f"{option} takes no value", remedy=f"write {option} alone")
         if option in _LATER:
             raise UsageError(
                 f"{option}: this version has no {_LATER[option]}", remedy="leave the option out"

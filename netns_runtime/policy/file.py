@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from netns_runtime.errors import UsageError
+from netns_runtime.errors import UsageError, file_error
 from netns_runtime.policy.load import load_policy
 from netns_runtime.policy.nodes import MAX_BYTES, shown
 
@@ -26,7 +26,7 @@ def read_policy(path: str, reach: Reach | None = None) -> Policy:
         data = _read(path)
         step = None if reach is None else reach.writable_step(path)
     except OSError as error:
-        raise UsageError(f"--policy {shown(path)}: {error.strerror}") from error
+        raise file_error(f"--policy {shown(path)}", error) from error
     if step is not None:
         raise UsageError(
             f"--policy {shown(path)}: CMD could write {shown(step)} and with it the next policy",
@@ -40,9 +40,9 @@ def read_text(path: str) -> str:
     try:
         return _read(path).decode("utf-8")
     except OSError as error:
-        raise UsageError(f"--set {shown(path)}: {error.strerror}") from error
+        raise file_error(f"--set {shown(path)}", error) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"--set {shown(path)}: not UTF-8") from error
+        raise UsageError(f"--set {shown(path)}: not UTF-8", remedy="save it as UTF-8") from error
 
 
 def _read(path: str) -> bytes:
@@ -50,6 +50,8 @@ def _read(path: str) -> bytes:
     with open(fd, "rb") as file:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise UsageError(f"--policy {shown(path)}: neither a file nor a pipe")
+            raise UsageError(
+                f"--policy {shown(path)}: neither a file nor a pipe", remedy="name a YAML file"
+            )
         os.set_blocking(fd, True)
         return file.read(MAX_BYTES + 1)

@@ -165,9 +165,8 @@ class Reader:
         if not isinstance(node, yaml.ScalarNode) or type_of(node) != "int":
             raise self._wrong(node, key, "int")
         if _DECIMAL.fullmatch(node.value) is None or not low <= int(node.value) <= high:
-            raise self.error(
-                node, key, f"{shown(node.value)} is not a decimal number from {low} to {high}"
-            )
+            meant = f"{low}" if low == high else f"a decimal number from {low} to {high}"
+            raise self.error(node, key, f"{shown(node.value)} is not {meant}", f"write {meant}")
         return int(node.value)
 
     def boolean(self, node: yaml.Node, key: str) -> bool:

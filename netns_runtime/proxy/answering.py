@@ -2,9 +2,9 @@
 
 `bring` passes on what upstream says as it comes and returns when the response is whole, or when
 upstream switched to another protocol. Of a host with bound secrets every head and all content goes
-through the masker: content that had a length and fits GATHER (and, with all other such content of the sandbox, its
-GATHERED_LIMIT) is held until its new length is known,
-any other is sent on at once, in chunks or, to an HTTP/1.0 client, until the connection's end.
+through the masker: content that had a length and fits GATHER (and, with what else the sandbox
+holds, GATHERED_LIMIT) is held until its new length is known, any other is sent on at once, in
+chunks or, to an HTTP/1.0 client, until the connection's end.
 It ends early by `UpstreamFailed`, or by the client's OSError.
 """
 
@@ -183,10 +183,10 @@ class Answering:
         self._put_head(first, headers)
 
     def _may_hold(self, length: int) -> bool:
-        # What was compressed may be more; then it is no longer held at GATHER.
-        if length > GATHER or not self._sending.sandbox.reserve(GATHER):
+        more = length - self._reserved
+        if length > GATHER or (more > 0 and not self._sending.sandbox.reserve(more)):
             return False
-        self._reserved = GATHER
+        self._reserved += max(more, 0)
         return True
 
     def release(self) -> None:
@@ -228,9 +228,9 @@ class Answering:
         if self._gathered is not None and self._pending is not None:
             self._gathered.append(data)
             self._gathered_size += len(data)
-            if self._gathered_size <= GATHER:
+            if self._may_hold(self._gathered_size):
                 return
-            # It was compressed, and is more than its length said.
+            # It was compressed, or the placeholder is longer than the value.
             data, self._gathered = b"".join(self._gathered), None
             self._put_head_of_stream(*self._pending)
         if data:

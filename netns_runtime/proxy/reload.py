@@ -2,7 +2,9 @@
 
 `swap_policy` is one assignment for every decision that comes, and one look at each open flow: what
 the new policy would refuse, by its target and owner or by the address it was dialled at, is cut;
-everything else stays as it is. It waits for nothing, so no flow sees half of either policy.
+everything else stays as it is. A secret that the new policy binds is bound as that says from then
+on; one that it does not name keeps the binding it had. It waits for nothing, so no flow sees half
+of either policy.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ BY_REQUEST: Final = frozenset({"http", "https", "h2"})
 
 def swap_policy(sandbox: Sandbox, policy: Policy) -> int:
     """Put `policy` in force. The number of open flows that it ended."""
-    sandbox.config = replace(sandbox.config, policy=policy)
+    bindings = {binding.name: binding for binding in policy.secrets}
+    secrets = tuple(
+        replace(secret, binding=bindings.get(secret.name, secret.binding))
+        for secret in sandbox.config.secrets
+    )
+    sandbox.config = replace(sandbox.config, policy=policy, secrets=secrets)
     closed = 0
     for flow in list(sandbox.flows.values()):
         why = _judge_again(sandbox, flow)

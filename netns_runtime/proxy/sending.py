@@ -127,7 +127,7 @@ class Sending:
 
     async def send_head(self, flow: Flow, admitted: Admitted, upstream: Upstream) -> None:
         """Send the head and the content that is there. Raises Unwritten, ProtocolError, OSError."""
-        data = self._whole or b""
+        data, self._whole = self._whole or b"", None if self._whole is None else b""
         headers = admitted.headers
         if self._content is None:
             self.is_sent = True

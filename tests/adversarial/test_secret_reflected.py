@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.search import says
 from tests.support.secret_policy import TOKEN, policy_in
-from tests.support.secret_run import placeholder, run_with_secrets, value_of
+from tests.support.secret_run import placeholder, plain_value_of, run_with_secrets, value_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,3 +160,38 @@ def test_what_is_no_value_comes_through_bit_by_bit(lab: Lab, policy: str) -> Non
     run_with_secrets(lab, {TOKEN: value}, "--policy", policy, cmd=command)
     masked = body.replace(value.encode(), HELD.encode())
     assert zlib.crc32(out.read_bytes()) == zlib.crc32(masked)
+
+
+DRIP = """
+import socket, ssl, sys
+for text in sys.argv[1:]:
+    context = ssl.create_default_context()
+    plain = socket.create_connection(("web.lab.test", 443))
+    with context.wrap_socket(plain, server_hostname="web.lab.test") as tls:
+        request = f"GET /drip/0.6?text={text} HTTP/1.1\\r\\nHost: web.lab.test\\r\\n\\r\\n"
+        tls.sendall(request.encode())
+        tls.settimeout(0.3)
+        got = b""
+        try:
+            while more := tls.recv(9999):
+                got += more
+        except TimeoutError:
+            pass
+        print(len(got.partition(b"\\r\\n\\r\\n")[2]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("known", [0, 1, 5, 20])
+def test_what_is_held_back_does_not_tell_a_right_guess_from_a_wrong_one(
+    lab: Lab, policy: str, known: int
+) -> None:
+    """Else an upstream that streams what it is asked to would give the value away bit by bit."""
+    value = plain_value_of(TOKEN)
+    wrong = "g"
+    guesses = [f"guess.{value[:known]}{last}" for last in (value[known], wrong)]
+    told = run_with_secrets(
+        *(lab, {TOKEN: value}, "--policy", policy),
+        cmd=["/usr/bin/python3", "-c", DRIP, *guesses],
+    )
+    right, other = told.result.stdout.split()
+    assert right == other, told.result.stdout

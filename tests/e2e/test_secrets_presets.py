@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.support.lab import CHECKOUT
+from tests.support.run import netns_run
 from tests.support.secret_run import plain_value_of, run_with_secrets, value_of
 
 if TYPE_CHECKING:
@@ -148,3 +149,19 @@ def test_a_preset_lets_nobody_else_in(lab: Lab, preset: str) -> None:
     told = run_with_secrets(lab, {}, "--preset", preset, cmd=command)
     assert told.result.stdout == "403", told.result.told()
     assert lab.requests_seen() == []
+
+
+@pytest.mark.parametrize(
+    ("preset", "variable"), [("pip", "PIP_INDEX_URL"), ("npm", "npm_config_registry")]
+)
+def test_a_preset_of_a_package_manager_lets_the_configured_host_in_and_no_other(
+    lab: Lab, preset: str, variable: str
+) -> None:
+    hosts = ("mine.pool.test", "other.pool.test")
+    command = ["curl", "-sS", "-w", "%{http_connect} "]
+    command += [word for host in hosts for word in ("-o", "/dev/null", f"https://{host}/simple/")]
+    result = netns_run(
+        *("--preset", preset), cmd=command, lab=lab, env={variable: f"https://{hosts[0]}/simple/"}
+    )
+    assert result.stdout.split() == ["200", "403"], result.told()
+    assert [seen["host"] for seen in lab.requests_seen()] == [hosts[0]], result.told()

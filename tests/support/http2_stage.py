@@ -200,17 +200,6 @@ class Both:
         await self.client.until(StreamEnded, number)
         return self.client.content(number)
 
-    async def over(self) -> None:
-        """Until the flow is closed."""
-        with trio.fail_after(5):
-            while not self.is_served.is_set():
-                self.client.hang_up() if self.client.wire.is_over else None
-                await trio.testing.wait_all_tasks_blocked()
-                if self.client.wire.is_over:
-                    self.client.hang_up()
-                elif not self.is_served.is_set():
-                    await self.client.wire.wait()
-
 
 def play_http2(
     scenario: Callable[[Both], Awaitable[None]],

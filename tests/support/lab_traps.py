@@ -116,6 +116,17 @@ async def stay_silent(web: Web, c: Connection, request: h11.Request, rest: str) 
     await trio.sleep_forever()
 
 
+async def drip(
+    web: Web, c: Connection, request: h11.Request, body: bytes, rest: str, query: dict[str, str]
+) -> None:
+    """`text`, then nothing for so many seconds, then the end."""
+    await c.send(h11.Response(status_code=200, headers=[("transfer-encoding", "chunked")]))
+    await c.send(h11.Data(data=query["text"].encode()))
+    await trio.sleep(float(rest))
+    await c.send(h11.Data(data=b" END"))
+    await c.send(h11.EndOfMessage())
+
+
 async def swallow(web: Web, c: Connection, request: h11.Request, rest: str) -> None:
     """Accepts, and listens without understanding or answering."""
     await WebSocket.accept(c, request)
@@ -125,6 +136,7 @@ async def swallow(web: Web, c: Connection, request: h11.Request, rest: str) -> N
 
 ROUTES: Final[dict[str, Answer]] = {
     "bomb": bomb,
+    "drip": drip,
     "headers": headers,
     "redirect": redirect,
     "reflect": reflect,

@@ -39,7 +39,7 @@ def test_every_option_of_the_contract_reaches_the_spec() -> None:
         *("--redirect", "off", "--uplink", "lab", "--resolver", "192.0.2.53:5353"),
         *("--upstream-ca", "ca.pem", "--audit", "fd:3", "--status-fd", "4", "--user", "nobody"),
         *("--read-only", "--writable", "/srv", "--expose-socket", "/run/x", "--keep-fd", "7"),
-        *("--limit", "flows=5", "--limit", "memory=2m", "--name", "x-1", "--probe", "nft"),
+        *("--limit", "flows=5", "--limit", "memory=64m", "--name", "x-1", "--probe", "nft"),
         *("--report", "--dry-run", "--verbose", "--", "cmd"),
     )
     assert spec.policies == ("p.yaml", "q.yaml")
@@ -51,7 +51,7 @@ def test_every_option_of_the_contract_reaches_the_spec() -> None:
     assert (spec.uplink, spec.upstream_ca, spec.audit) == ("lab", "ca.pem", "fd:3")
     assert (spec.status_fd, spec.user, spec.keep_fds) == (4, "nobody", (7,))
     assert (spec.read_only, spec.writable, spec.expose_sockets) == (True, ("/srv",), ("/run/x",))
-    assert (spec.limits.flows, spec.limits.memory, spec.limits.names) == (5, 2 << 20, 1000)
+    assert (spec.limits.flows, spec.limits.memory, spec.limits.names) == (5, 64 << 20, 1000)
     assert (spec.name, spec.probe) == ("x-1", "nft")
     assert spec.report
     assert spec.dry_run

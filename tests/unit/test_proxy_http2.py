@@ -391,8 +391,8 @@ def test_upstreams_goaway_lets_open_streams_finish_and_reaches_the_client() -> N
         told = await client.until(ConnectionTerminated)
         assert (told.error_code, told.last_stream_id) == (ErrorCodes.NO_ERROR, 3)
         upstream.answer(1, content=b"whole")
-        client.hang_up()
-        await both.is_served.wait()
+        while not client.wire.is_over:
+            await trio.testing.wait_all_tasks_blocked()
 
     stage = play_http2(scenario)
     refused, answered = stage.of("http.request")

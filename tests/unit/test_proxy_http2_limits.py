@@ -182,6 +182,7 @@ def test_rapid_resets_end_the_connection_before_upstream_sees_many() -> None:
         client.flush()
         told = await client.until(ConnectionTerminated)
         assert told.error_code == ErrorCodes.ENHANCE_YOUR_CALM
+        await upstream.quiet()
         seen.append(len(upstream.of(RequestReceived)))
 
     stage = play_http2(scenario)
@@ -344,7 +345,8 @@ def test_streams_beyond_the_limit_are_refused_one_by_one() -> None:
         await client.until(StreamReset, count=10)
         codes = {event.error_code for event in client.of(StreamReset)}
         assert codes == {ErrorCodes.REFUSED_STREAM}
-        upstream.hear()
+        await upstream.until(RequestReceived, count=100)
+        await upstream.quiet()
         assert len(upstream.of(RequestReceived)) == 100
         upstream.answer(1)
         await client.until(StreamEnded, 1)
@@ -433,7 +435,8 @@ def test_what_is_owed_to_a_client_that_does_not_read_is_bounded(
 
     async def scenario(both: Both) -> None:
         client, upstream = both.client, both.upstream
-        upstream.h2.encoder.encode = partial(Encoder.encode, upstream.h2.encoder, huffman=False)
+        plain = partial(Encoder.encode, upstream.h2.encoder, huffman=False)
+        monkeypatch.setattr(upstream.h2.encoder, "encode", plain)
         await client.quiet()
         client.wire.limit = 0
         for index in range(60):

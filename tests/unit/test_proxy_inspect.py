@@ -329,6 +329,32 @@ def test_large_masked_content_is_sent_in_chunks() -> None:
     assert VALUE.encode() not in told
 
 
+def test_where_too_much_is_held_already_content_is_streamed_instead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("netns_runtime.proxy.sandbox.GATHERED_LIMIT", 10)
+    body = f"you said {VALUE}".encode()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    told: list[bytes] = []
+    upstream = Recorder(answer)
+    stage = played(upstream, request("POST", "/", JSON, body=DOCUMENT), told=told)
+    assert json.loads(upstream.requests[0].body) == json.loads(FILLED)
+    assert upstream.requests[0]["transfer-encoding"] == "chunked"
+    assert b"Transfer-Encoding: chunked" in told[0]
+    assert VALUE.encode() not in told[0]
+    assert stage.sandbox.gathered == 0
+
+
+def test_what_was_held_is_given_back() -> None:
+    body = gzip.compress(b"x" * 3_000_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    told: list[bytes] = []
+    said = request("POST", "/", JSON, body=DOCUMENT)
+    stage = played(Recorder(head + body), said, said, told=told)
+    assert told[0].count(b"Transfer-Encoding: chunked") == 2
+    assert stage.sandbox.gathered == 0
+
+
 @pytest.mark.parametrize(
     ("method", "response"),
     [
