@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.bench import terminated_report
-from tests.bench.terminated_load import PLAIN, PORT, SECRET
 from tests.bench.terminated_proxies import CA_FILE, Contender, contenders
+from tests.bench.terminated_wire import PLAIN, PORT, SECRET
 from tests.bench.tunnel_proxies import SERVER
 from tests.bench.tunnel_world import FILES, alone, cpu_of, inside, make_places, pin, running
 
@@ -115,8 +115,8 @@ def mint(count: int) -> terminated_report.Leaf:
 
 def _all_rounds(plan: Plan, found: list[Contender], results: Results) -> None:
     begun = time.monotonic()
-    module = (sys.executable, "-m", "tests.bench.terminated_load")
-    serve = (*module, "server", str(FILES / CA_FILE), "0.0.0.0")
+    module = (sys.executable, "-m", "tests.bench.terminated_server")
+    serve = (*module, str(FILES / CA_FILE), "0.0.0.0")
     with ExitStack() as stack:
         server = stack.enter_context(running("server", [(serve, "0.0.0.0", PORT)]))
         pids: dict[Contender, list[int]] = {}

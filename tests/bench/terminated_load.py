@@ -1,27 +1,40 @@
-"""The two ends of tests.bench.terminated: loads over TLS, and a server with a child a connection.
+"""The loads of tests.bench.terminated, over TLS and through a proxy.
 
-`python -m tests.bench.terminated_load server CA_FILE ADDRESS` makes an authority, writes its
-certificate, and serves until killed: HTTP/1.1, HTTP/2 and WebSocket echo by ALPN and upgrade. A
-load prints one JSON line, or ends with 1 and its reason where an answer is not what it should be.
-Both speak as little of each protocol as costs next to nothing: what is measured is between them.
+A load prints one JSON line, or ends with 1 and its reason where an answer is not what it should be.
+`HOST PORT` is the proxy, or the server itself where DIRECT is not empty.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
-import signal
-import socket
 import ssl
-import struct
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tests.bench.terminated_wire import (
+    BODY,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PLACEHOLDER,
+    PORT,
+    PREFACE,
+    RESET,
+    SECRET,
+    SETTINGS,
+    WIDE,
+    Frames,
+    Messages,
+    WrongAnswerError,
+    frame,
+    literal,
+    text_frame,
+)
 from tests.bench.tunnel_load import open_tunnel
 
 if TYPE_CHECKING:
@@ -29,242 +42,10 @@ if TYPE_CHECKING:
 
     Where = tuple[str, int]
 
-PORT: Final = 443
-PLAIN: Final = "plain.bench.test"
-SECRET: Final = "secret.bench.test"
-"""Here the secret is bound, and the loads put its placeholder in a slot."""
-NAME: Final = "BENCH_TOKEN"
-PLACEHOLDER: Final = f"openshell:resolve:env:{NAME}"
-VALUE: Final = "bench-" + "0123456789abcdef" * 3
 AT_ONCE: Final = 8
 STREAMS: Final = 16
 IN_FLIGHT: Final = 16
-BODY: Final = b"x" * 1024
 BLOCK: Final = b"y" * (1 << 18)
-H1_RESPONSE: Final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
-PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
-ACK: Final = 1
-END_STREAM: Final = 1
-END_HEADERS: Final = 4
-
-
-class WrongAnswerError(Exception):
-    """What came is not what was asked for."""
-
-
-# --- HTTP/2, as far as both ends need it (RFC 9113) ---
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
-
-
-def literal(name: bytes, value: bytes) -> bytes:
-    """A header field, neither indexed nor compressed (RFC 7541, 6.2.2)."""
-
-    def text(data: bytes) -> bytes:
-        if len(data) < 127:
-            return bytes((len(data),)) + data
-        rest = len(data) - 127
-        return bytes((127, rest & 127 | 128, rest >> 7) if rest > 127 else (127, rest)) + data
-
-    return b"\0" + text(name) + text(value)
-
-
-WIDE: Final = frame(WINDOW_UPDATE, 0, 0, struct.pack("!I", (1 << 31) - 65536))
-"""A connection's window that no run uses up."""
-
-
-class Frames:
-    """Frames from a TLS socket; settings and pings are answered."""
-
-    def __init__(self, tls: ssl.SSLSocket, begun: bytes = b"") -> None:
-        self._tls = tls
-        self._data = bytearray(begun)
-
-    def next(self) -> tuple[int, int, int, bytes]:
-        while True:
-            while len(self._data) < 9 or len(self._data) < 9 + self._size():
-                more = self._tls.recv(1 << 16)
-                if not more:
-                    raise WrongAnswerError("the connection ended")
-                self._data += more
-            size = self._size()
-            kind, flags, stream = struct.unpack_from("!BBI", self._data, 3)
-            payload = bytes(self._data[9 : 9 + size])
-            del self._data[: 9 + size]
-            if kind == SETTINGS and not flags & ACK:
-                self._tls.sendall(frame(SETTINGS, ACK, 0))
-            elif kind == PING and not flags & ACK:
-                self._tls.sendall(frame(PING, ACK, 0, payload))
-            else:
-                return kind, flags, stream, payload
-
-    def _size(self) -> int:
-        return int.from_bytes(self._data[:3], "big")
-
-
-# --- the server ---
-
-
-def serve(ca_file: str, addresses: list[str]) -> None:
-    """A child for each connection; `ca_file` is complete before anybody listens."""
-    from netns_runtime.proxy.ca import Authority
-
-    authority = Authority("bench server")
-    contexts = {}
-    for host in (PLAIN, SECRET):
-        contexts[host] = authority.context_for(host, "http/1.1")
-        contexts[f"{host} h2"] = authority.context_for(host, "h2")
-    Path(ca_file).write_bytes(authority.pem)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    (address,) = addresses
-    listener = socket.create_server((address, PORT), backlog=1024)
-    while True:
-        sock, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            try:
-                _serve_one(sock, contexts)
-            finally:
-                os._exit(0)
-        sock.close()
-
-
-def _serve_one(sock: socket.socket, contexts: dict[str, ssl.SSLContext]) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    hello = sock.recv(1 << 14, socket.MSG_PEEK)
-    # As a proxy that offers HTTP/2 alone, or before the other, would want it.
-    wants_h2 = b"\x02h2" in hello
-    host = SECRET if SECRET.encode() in hello else PLAIN
-    tls = contexts[f"{host} h2" if wants_h2 else host].wrap_socket(sock, server_side=True)
-    if tls.selected_alpn_protocol() == "h2":
-        _serve_h2(tls)
-    else:
-        _serve_h1(tls)
-
-
-def _serve_h1(tls: ssl.SSLSocket) -> None:
-    data = b""
-    while more := tls.recv(1 << 16):
-        data += more
-        while (end := data.find(b"\r\n\r\n")) >= 0:
-            whole, data = data[: end + 4], data[end + 4 :]
-            head = whole.lower()
-            if b"upgrade: websocket" in head:
-                _serve_websocket(tls, whole, data)
-                return
-            if head.startswith(b"post"):
-                length = _take_body(tls, head, data)
-                said = b"%d" % length
-                tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(said), said))
-                data = b""
-            else:
-                tls.sendall(H1_RESPONSE)
-
-
-def _take_body(tls: ssl.SSLSocket, head: bytes, data: bytes) -> int:
-    """Bytes of content on the wire, its framing included where it is chunked."""
-    total, buffer = len(data), bytearray(1 << 18)
-    if b"transfer-encoding: chunked" in head:
-        tail = data[-5:]
-        while tail != b"0\r\n\r\n":
-            count = tls.recv_into(buffer)
-            if not count:
-                raise WrongAnswerError("the upload ended early")
-            total += count
-            tail = (tail + bytes(buffer[max(count - 5, 0) : count]))[-5:]
-        return total
-    length = int(head.partition(b"content-length:")[2].split(b"\r")[0])
-    while total < length:
-        count = tls.recv_into(buffer)
-        if not count:
-            raise WrongAnswerError("the upload ended early")
-        total += count
-    return total
-
-
-def _serve_h2(tls: ssl.SSLSocket) -> None:
-    data = b""
-    while len(data) < len(PREFACE):
-        data += tls.recv(1 << 16)
-    tls.sendall(frame(SETTINGS, 0, 0) + WIDE)
-    frames = Frames(tls, data[len(PREFACE) :])
-    answer = b"\x88" + literal(b"content-length", b"%d" % len(BODY))
-    while True:
-        kind, flags, stream, _ = frames.next()
-        if kind == GOAWAY:
-            return
-        if kind in (HEADERS, DATA) and flags & END_STREAM:
-            tls.sendall(
-                frame(HEADERS, END_HEADERS, stream, answer) + frame(DATA, END_STREAM, stream, BODY)
-            )
-
-
-def _accept_key(head: bytes) -> bytes:
-    """RFC 6455, 4.2.2."""
-    at = head.lower().index(b"sec-websocket-key:") + len(b"sec-websocket-key:")
-    key = head[at:].split(b"\r")[0].strip()
-    digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-    return base64.b64encode(digest)
-
-
-class Messages:
-    """Text frames of a WebSocket; a message is one frame, as both ends make them."""
-
-    def __init__(self, tls: ssl.SSLSocket, begun: bytes = b"") -> None:
-        self._tls = tls
-        self._data = bytearray(begun)
-
-    def _need(self, count: int) -> None:
-        while len(self._data) < count:
-            more = self._tls.recv(1 << 16)
-            if not more:
-                raise WrongAnswerError("the socket ended")
-            self._data += more
-
-    def next(self) -> bytes:
-        while True:
-            self._need(2)
-            first, size = self._data[0], self._data[1] & 127
-            is_masked = bool(self._data[1] & 128)
-            at = 2
-            if size == 126:
-                self._need(4)
-                size, at = int.from_bytes(self._data[2:4], "big"), 4
-            self._need(at + 4 * is_masked + size)
-            key = bytes(self._data[at : at + 4]) if is_masked else bytes(4)
-            at += 4 * is_masked
-            payload = bytes(self._data[at : at + size])
-            del self._data[: at + size]
-            if key != bytes(4):
-                mask = int.from_bytes((key * (size // 4 + 1))[:size], "big")
-                payload = (int.from_bytes(payload, "big") ^ mask).to_bytes(size, "big")
-            if first & 15 == 1:
-                return payload
-
-
-def text_frame(payload: bytes, *, is_masked: bool) -> bytes:
-    """With a mask of zeros, which is as valid as any."""
-    bit = 128 if is_masked else 0
-    size = bytes((bit | len(payload),))
-    if len(payload) > 125:
-        size = bytes((bit | 126,)) + struct.pack("!H", len(payload))
-    return b"\x81" + size + bytes(4 * is_masked) + payload
-
-
-def _serve_websocket(tls: ssl.SSLSocket, head: bytes, data: bytes) -> None:
-    tls.sendall(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %s\r\n\r\n" % _accept_key(head)
-    )
-    messages = Messages(tls, data)
-    while True:
-        tls.sendall(text_frame(messages.next(), is_masked=False))
-
-
-# --- the loads ---
 
 
 def connect(proxy: Where, is_direct: str, host: str, alpn: str) -> ssl.SSLSocket:
@@ -391,7 +172,7 @@ class H2Client:
             kind, flags, stream, payload = self._frames.next()
             if kind == HEADERS and not payload.startswith(b"\x88"):
                 raise WrongAnswerError(f"a status other than 200: {payload[:60]!r}")
-            if kind in (3, GOAWAY):
+            if kind in (RESET, GOAWAY):
                 raise WrongAnswerError(f"frame {kind}: {payload!r}")
             if kind in (HEADERS, DATA) and flags & END_STREAM:
                 return stream
@@ -492,9 +273,7 @@ LOADS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def main(arguments: list[str]) -> int:
-    """`server CA_FILE ADDRESS`, or `LOAD HOST PORT DIRECT NAME AMOUNT` (DIRECT: empty or not)."""
-    if arguments[0] == "server":
-        serve(arguments[1], arguments[2:])
+    """`LOAD HOST PORT DIRECT NAME AMOUNT`."""
     kind, host, port, direct, name, amount = arguments
     load = partial(LOADS[kind], (host, int(port)), direct, name)
     try:

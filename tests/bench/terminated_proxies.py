@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.bench.terminated_load import NAME, PLACEHOLDER, PLAIN, PORT, SECRET, VALUE
+from tests.bench.terminated_wire import NAME, PLACEHOLDER, PLAIN, PORT, SECRET, VALUE
 from tests.bench.tunnel_proxies import DIRECT, PROXY, SERVER
 
 CA_FILE: Final = "server-ca.pem"

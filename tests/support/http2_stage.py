@@ -16,7 +16,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from netns_runtime.address import HostPort
-from netns_runtime.policy import Endpoint, Policy, Rule
+from netns_runtime.policy import Endpoint, Policy, Rule, load_policy
 from netns_runtime.proxy.admit import Client, begin
 from netns_runtime.proxy.http2 import serve_http2
 from netns_runtime.proxy.upstream import Upstream
@@ -30,6 +30,28 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.peer import Peer
 
 RULE = Rule("test rule", (Endpoint("up.test", None, LOOPBACK),))
+RULES = b"""
+version: 1
+network_policies:
+  inspected:
+    endpoints:
+      - host: up.test
+        port: 443
+        allowed_ips: [127.0.0.0/8]
+        protocol: rest
+        enforcement: ENFORCEMENT
+        rules:
+          - allow: {method: GET, path: "/open/**"}
+          - allow: {method: POST, path: "/open/**"}
+"""
+
+
+def rules(enforcement: bytes = b"enforce") -> Policy:
+    return load_policy(RULES.replace(b"ENFORCEMENT", enforcement), "test.yaml")
+
+
+def head_of(event: Any) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in event.headers}
 
 
 class Wire:

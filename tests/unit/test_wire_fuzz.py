@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS
 
-CASES = 60
+CASES = 40
 
 
 @st.composite
