@@ -19,6 +19,8 @@ from netns_runtime.firewall.ruleset import (
     DESTINATIONS,
     FAMILY,
     TABLE,
+    TCP,
+    UDP,
     redirect_update,
 )
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from netns_runtime.firewall.ruleset import Listed, Ruleset
 
+# Without /etc/protocols libnftables lists the number.
+_NAMES = {TCP: "tcp", UDP: "udp"}
 REMEDY = "the kernel needs nf_tables with nft_reject_inet (modprobe nf_tables nft_reject_inet)"
 
 
@@ -144,6 +148,6 @@ def read_counters() -> Counters:
             for wrapped in entry.get("set", {}).get("elem", []):
                 element = wrapped["elem"]
                 address, protocol, port = element["val"]["concat"]
-                key = (ip_address(address), str(protocol), int(port))
+                key = (ip_address(address), _NAMES.get(protocol, str(protocol)), int(port))
                 destinations[key] = element["counter"]["packets"]
     return Counters(packets, destinations)

@@ -55,6 +55,10 @@ DESTINATIONS: Final = {4: "refused_ipv4", 6: "refused_ipv6"}
 DESTINATION_LIMIT: Final = 4096
 # Set and read inside the gateway alone: crossing the veth pair clears a packet's mark.
 REDIRECT_MARK: Final = 1
+# Numbers: libnftables looks names up in /etc/protocols, which a minimal system (no netbase) lacks.
+TCP: Final = 6
+UDP: Final = 17
+_ICMP: Final = (1, 58)
 
 Listed = tuple[IPv4Address | IPv6Address, tuple[int, ...] | None]
 """A literal address that the policy lists, and its ports; None is any port."""
@@ -122,7 +126,7 @@ def _prerouting() -> list[list[dict[str, Any]]]:
         [
             from_gateway,
             _match(_payload("ip6", "daddr"), {"prefix": {"addr": "ff00::", "len": 8}}),
-            _match(_meta("l4proto"), "ipv6-icmp"),
+            _match(_meta("l4proto"), _ICMP[1]),
             _DROP,
         ],
         [
@@ -153,7 +157,7 @@ def _hand_over(version: int, *matches: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _redirect(listed: Iterable[Listed]) -> list[list[dict[str, Any]]]:
     """Rules of the chain that hands TCP to the transparent socket."""
-    tcp = _match(_meta("l4proto"), "tcp")
+    tcp = _match(_meta("l4proto"), TCP)
     rules = []
     for network in (layout.VIRTUAL_IPV4, layout.VIRTUAL_IPV6):
         protocol = "ip" if network.version == 4 else "ip6"
@@ -173,7 +177,7 @@ def _redirect(listed: Iterable[Listed]) -> list[list[dict[str, Any]]]:
 
 def _input() -> list[list[dict[str, Any]]]:
     to_gateway = _match(_payload("ip", "daddr"), str(layout.GATEWAY_IPV4))
-    tcp, udp = _match(_meta("l4proto"), "tcp"), _match(_meta("l4proto"), "udp")
+    tcp, udp = _match(_meta("l4proto"), TCP), _match(_meta("l4proto"), UDP)
     ipv4, ipv6 = _match(_meta("nfproto"), "ipv4"), _match(_meta("nfproto"), "ipv6")
     rules: list[list[dict[str, Any]]] = [
         [_match(_meta("iifname"), layout.GATEWAY_LINK, "!="), _DROP],
@@ -207,7 +211,7 @@ def _input() -> list[list[dict[str, Any]]]:
         [tcp, _counter("stray_tcp"), _RESET],
         [udp, _counter("refused_udp"), _UNREACHABLE],
         [
-            _match(_meta("l4proto"), {"set": ["icmp", "ipv6-icmp"]}),
+            _match(_meta("l4proto"), {"set": list(_ICMP)}),
             _counter("refused_icmp"),
             _UNREACHABLE,
         ],

@@ -7,7 +7,7 @@ what denies in any (OpenShell: every value of a repeated parameter, against one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from netns_runtime.policy.globs import (
@@ -66,7 +66,7 @@ class Matcher:
     path: str
     query: tuple[tuple[str, tuple[str, ...]], ...] = ()
     message: tuple[Condition, ...] = ()
-    where: str = ""
+    where: str = field(default="", compare=False)
 
     def has_method(self, method: str) -> bool:
         """HEAD goes where GET goes, as in OpenShell."""

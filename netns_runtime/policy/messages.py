@@ -72,6 +72,14 @@ class WebSocketRules:
     audits: bool = False
     needs_json: bool = False
 
+    def is_like(self, other: WebSocketRules) -> bool:
+        """Whether both judge every message alike, whatever their lines are called."""
+        return self._essence() == other._essence()
+
+    def _essence(self) -> tuple[object, ...]:
+        kept = ([(f.matcher, f.audits) for f in rules] for rules in (self.allows, self.denies))
+        return (*kept, self.audits, self.needs_json)
+
     def judge(self, text: str, document: object | None) -> RequestDecision:
         """Judge one whole text message. `document` is what json.loads makes of it, None where that
         fails; it is looked at only where `needs_json`.

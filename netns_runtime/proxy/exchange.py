@@ -231,6 +231,8 @@ class _Exchange:
         try:
             with trio.CancelScope() as upstream.scope:
                 switched = await self._both_ways(upstream, admitted, answering)
+                if switched and admitted.asked is not None:
+                    flow.upgrade = admitted.asked, admitted.websocket
                 if switched and not self._is_relayed(admitted):
                     went = await self._talk(upstream, admitted, answering)
             if upstream.ended is not None or went is not None:

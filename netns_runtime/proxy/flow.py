@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from netns_runtime.address import HostPort
     from netns_runtime.owner import Owner
     from netns_runtime.policy import Decision, Policy
+    from netns_runtime.policy.requests import Asked, WebSocketRules
     from netns_runtime.proxy.refuse import Refusal
 
 
@@ -47,7 +48,8 @@ class Flow:
 
     `policy` is the one that `decision` was made by. `noted` is what report mode let pass. `cut`,
     where there is one, ends the flow at once; `cut_short` says that it is to end before it has one.
-    `advice` (detail, remedy) is what `flow.closed` says where nothing else is said.
+    `advice` (detail, remedy) is what `flow.closed` says where nothing else is said. `upgrade` is
+    what an open WebSocket was allowed as, with the rules for its messages.
     """
 
     id: int
@@ -64,6 +66,7 @@ class Flow:
     progress: Callable[[], tuple[tuple[str, int], ...]] | None = None
     cut_short: Ended | None = None
     advice: tuple[str, str] | None = None
+    upgrade: tuple[Asked, WebSocketRules | None] | None = None
 
     def fields(self) -> dict[str, Any]:
         """What all lines of this flow have in common."""

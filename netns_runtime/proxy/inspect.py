@@ -21,6 +21,7 @@ from netns_runtime.wire.path import NormalTarget, normalise_target
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from netns_runtime.policy import Policy
     from netns_runtime.policy.requests import RequestDecision, WebSocketRules
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.sandbox import Sandbox
@@ -35,7 +36,7 @@ class Admitted:
 
     `body` rewrites the content, where it is to be looked into; `bound` are the host's secrets.
     `shown` is the path for the audit: no query's values, and no secret's. `substituted` and
-    `withheld` are the head's, and unwritten.
+    `withheld` are the head's, and unwritten. `asked` is a WebSocket's upgrade as policy sees it.
     """
 
     target: bytes
@@ -51,6 +52,7 @@ class Admitted:
     withheld: tuple[str, ...] = ()
     written: set[Hit | str] = field(default_factory=set)
     counted: tuple[int, int] = (0, 0)
+    asked: Asked | None = None
 
 
 def admit_request(
@@ -110,11 +112,28 @@ def judge_request(
         *(raw.encode("ascii"), headers, None, (), rule, noted, rules, normal),
         shown=normal.shown,
     )
+    if is_websocket:
+        admitted.asked = Asked(method, normal.path, normal.pairs, is_websocket=True)
     if sandbox.config.secrets:
         from netns_runtime.proxy.substitute import give_secrets  # no part of most launches
 
         give_secrets(sandbox.config.secrets, flow.target.host, admitted, has_content)
+    if is_websocket and (rules is not None or admitted.bound):
+        from netns_runtime.wire.websocket_deflate import only_deflate
+
+        admitted.headers = only_deflate(admitted.headers)
     return admitted
+
+
+def judged_alike(policy: Policy, flow: Flow, asked: Asked, rules: WebSocketRules | None) -> bool:
+    """Whether `policy` allows an open WebSocket's upgrade, and its messages just as `rules` do."""
+    if not inspects(flow.decision):
+        return rules is None
+    decision = decide_request(policy, flow.target, flow.owner, asked)
+    if not decision.is_allowed:
+        return False
+    new = decision.websocket
+    return new is rules or (new is not None and rules is not None and new.is_like(rules))
 
 
 def _as_it_is(target: str) -> NormalTarget:

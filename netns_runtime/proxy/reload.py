@@ -17,6 +17,7 @@ from netns_runtime.address import screen
 from netns_runtime.policy import decide
 from netns_runtime.proxy.flow import Ended
 from netns_runtime.proxy.identify import is_to_be_terminated
+from netns_runtime.proxy.inspect import judged_alike
 
 if TYPE_CHECKING:
     from netns_runtime.policy import Policy
@@ -61,6 +62,8 @@ def _judge_again(sandbox: Sandbox, flow: Flow) -> str | None:
     is_looked_into = is_to_be_terminated(sandbox, flow)
     if is_looked_into and not was_looked_into and flow.protocol not in BY_REQUEST:
         return f"requests to {flow.target} are looked into from now on, and this is a tunnel"
+    if flow.upgrade is not None and not judged_alike(config.policy, flow, *flow.upgrade):
+        return f"the rules for this WebSocket to {flow.target} or for its messages have changed"
     if flow.address is None:
         return None
     reason = screen(ip_address(flow.address), config.own_addresses, flow.decision.allowed_ips)

@@ -1,9 +1,13 @@
 """Values that an upstream reflects become placeholders again, in heads, contents and texts.
 
 A value is found raw, percent-encoded, escaped for JSON or HTML, in any mixture of these, and in the
-base64 of Basic credentials where it has such a slot. What is held back is only what may still
-become a value: at most its longest spelling (`Masker.held_limit`). Nothing here raises; a value
-that is spelt otherwise (compressed twice, encrypted, cut in two by ranges) is not recognised.
+base64 of Basic credentials where it has such a slot. Nothing here raises; a value that is spelt
+otherwise (compressed twice, encrypted, cut in two by ranges) is not recognised.
+
+What a stream holds back must not depend on what it says. Holding only what may become a value would
+tell whoever makes an upstream repeat a guess whether that begins the value, and give it away byte
+by byte. So the last `Masker.held_limit` octets wait, whatever they are, but never what lies before
+a line's end, nor before the end of a message where the content has such: no value has one inside.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from netns_runtime.wire.spelling import beginning, either, longest, octets_of, spellings_of
+from netns_runtime.wire.spelling import either, longest, octets_of, spellings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +43,6 @@ class _Table:
     match of one of `escapes` in it; no anchors: always look."""
 
     found: re.Pattern[bytes]
-    unfinished: re.Pattern[bytes]
     anchors: tuple[bytes, ...]
     escapes: tuple[tuple[bytes, re.Pattern[bytes]], ...]
     placeholders: tuple[bytes, ...]
@@ -92,33 +95,68 @@ class _Table:
 
 
 class Masker:
-    """One stream. `held_limit` is what it holds back at most, in octets; about six times the
-    longest value."""
+    """One stream. `held_limit` is what it holds back at most, in octets: one less than the longest
+    spelling, which is about six times the longest value. `framed`: the content is messages of a
+    flag octet and four octets of length each (gRPC), whose ends let go of all before them.
+    """
 
-    def __init__(self, bound: Sequence[Secret]) -> None:
+    def __init__(self, bound: Sequence[Secret], *, framed: bool = False) -> None:
         self._table = _table_of(tuple(bound))
         self._held = b""
-        self.held_limit = self._table.held_limit if self._table else 0
+        self._messages = _Messages() if framed else None
+        self.held_limit = self._table.held_limit - 1 if self._table else 0
 
     def feed(self, data: bytes) -> bytes:
         """b"" means only that all is held back."""
         if self._table is None:
             return data
-        done, self._held = _masked(self._held + data, self._table, is_whole=False)
+        ended = self._messages.end_in(data) if self._messages is not None else 0
+        message = len(self._held) + ended if ended else 0
+        data = self._held + data
+        line = data.rfind(b"\n") + 1
+        certain = max(len(data) - self.held_limit, line, message)
+        done, self._held = _masked(data, self._table, certain)
         return done
 
     def finish(self) -> bytes:
         """What is left; once, at the end."""
         if self._table is None:
             return b""
-        done, self._held = _masked(self._held, self._table, is_whole=True)
+        done, self._held = _masked(self._held, self._table, len(self._held))
         return done
+
+
+class _Messages:
+    """Where messages end in a stream of them: a flag, a length (big endian, 32 bits), so much."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._left = 0
+
+    def end_in(self, data: bytes) -> int:
+        """The position in `data` after the last message that ends in it; 0: none does."""
+        position = end = 0
+        while position < len(data):
+            if self._left:
+                taken = min(self._left, len(data) - position)
+                self._left -= taken
+                position += taken
+            else:
+                taken = min(5 - len(self._head), len(data) - position)
+                self._head += data[position : position + taken]
+                position += taken
+                if len(self._head) < 5:
+                    break
+                self._left, self._head = int.from_bytes(self._head[1:], "big"), b""
+            if not self._left and not self._head:
+                end = position
+        return end
 
 
 def mask(data: bytes, bound: Sequence[Secret]) -> bytes:
     """`data`, which is whole: a header's value, a text message."""
     table = _table_of(tuple(bound))
-    return data if table is None else _masked(data, table, is_whole=True)[0]
+    return data if table is None else _masked(data, table, len(data))[0]
 
 
 def mask_headers(headers: Headers, bound: Sequence[Secret]) -> Headers:
@@ -129,37 +167,28 @@ def mask_headers(headers: Headers, bound: Sequence[Secret]) -> Headers:
     if not table.may_hold(b"\n".join(value for _, value in headers)):
         return list(headers)
     return [
-        (name, value if name.lower() in _FRAMING else _masked(value, table, is_whole=True)[0])
+        (name, value if name.lower() in _FRAMING else _masked(value, table, len(value))[0])
         for name, value in headers
     ]
 
 
-def _masked(data: bytes, table: _Table, *, is_whole: bool) -> tuple[bytes, bytes]:
-    """What is done and what is held back.
-
-    From left to right: a value is replaced unless something that is still unfinished begins before
-    it or where it does; so any split of the data gives the same.
+def _masked(data: bytes, table: _Table, certain: int) -> tuple[bytes, bytes]:
+    """What is done and what is held back: every value that begins before `certain` is replaced,
+    and there is none that begins there and ends beyond the data; so any split gives the same.
     """
     signs = table.signs_in(data)
     match = table.next_in(data, 0, signs)
     parts: list[bytes] = []
     done = 0
-    held = len(data) if is_whole else _held_from(data, 0, table)
-    while match is not None and match.start() < held:
+    while match is not None and match.start() < certain:
         parts += (data[done : match.start()], table.placeholders[(match.lastindex or 1) - 1])
         done = match.end()
-        if held < done:
-            held = _held_from(data, done, table)
         match = table.next_in(data, done, signs)
-    if not parts and held == len(data):
+    certain = max(certain, done)
+    if not parts and certain == len(data):
         return data, b""
-    parts.append(data[done:held])
-    return b"".join(parts), data[held:]
-
-
-def _held_from(data: bytes, position: int, table: _Table) -> int:
-    match = table.unfinished.search(data, max(position, len(data) - table.held_limit))
-    return match.start() if match else len(data)
+    parts.append(data[done:certain])
+    return b"".join(parts), data[certain:]
 
 
 @lru_cache(maxsize=64)
@@ -179,7 +208,6 @@ def _table_of(bound: tuple[Secret, ...]) -> _Table | None:
         found=re.compile(
             b"|".join(b"(%s)" % b"".join(map(either, atoms[text])) for text in ordered)
         ),
-        unfinished=re.compile(b"|".join(beginning(atoms[text]) for text in ordered)),
         anchors=tuple(map(octets_of, anchors)) if all(anchors) else (),
         escapes=tuple(
             (start, re.compile(re.escape(start) + b"(?i:%s)" % escapes))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
 # They tell the length, or are digests or ranges of octets that are no longer these.
 _OF_THE_CODED: Final = frozenset({b"content-encoding", b"content-length", b"accept-ranges"})
+_FRAMED: Final = (b"application/grpc", b"application/connect+")
 _OF_THE_LENGTH: Final = frozenset({b"content-length"})
 
 
@@ -35,7 +36,7 @@ class ResponseMasker:
 
     def __init__(self, headers: Headers, bound: Sequence[Secret], opened: Opened | None) -> None:
         self._bound, self._opened = bound, opened
-        self._masker = Masker(bound)
+        self._masker = Masker(bound, framed=_is_framed(headers))
         self.may_change = bool(bound)
         dropped = _OF_THE_CODED if opened else _OF_THE_LENGTH if bound else frozenset()
         self.headers = [
@@ -72,6 +73,12 @@ class ResponseMasker:
             done = self.feed(content) + self.finish()
         headers = [pair for pair in self.headers if pair[0].lower() != b"content-length"]
         return [*headers, (b"Content-Length", b"%d" % len(done))], done
+
+
+def _is_framed(headers: Headers) -> bool:
+    """gRPC, gRPC-Web and Connect's streams; a gRPC message is not opened where it is compressed."""
+    kinds = [value.lower() for name, value in headers if name.lower() == b"content-type"]
+    return any(kind.startswith(_FRAMED) for kind in kinds)
 
 
 def response_masker(headers: Headers, bound: Sequence[Secret]) -> ResponseMasker:

@@ -13,9 +13,13 @@ import pytest
 import trio
 import trio.testing
 
+from netns_runtime.address import HostPort
 from netns_runtime.owner import Owner
-from netns_runtime.policy import EMPTY, Endpoint, Policy, Rule
+from netns_runtime.policy import EMPTY, Endpoint, Policy, Rule, decide, load_policy
+from netns_runtime.policy.requests import Asked, decide_request
 from netns_runtime.proxy.control import Control
+from netns_runtime.proxy.flow import Flow
+from netns_runtime.proxy.inspect import judged_alike
 from netns_runtime.proxy.reload import swap_policy
 from tests.support.proxy_stage import LOOPBACK, Stage, outcome_of, play, read_until
 from tests.unit.test_proxy_redirected import serve_http
@@ -71,6 +75,48 @@ def test_a_policy_that_allows_the_same_leaves_every_flow_as_it_is() -> None:
             assert flow.decision.rule == "other words"
 
     play(scenario)
+
+
+MESSAGES = """
+network_policies:
+  chat:
+    endpoints:
+      - host: up.test
+        port: 443
+        protocol: websocket
+        rules:
+          - allow: {method: GET, path: /ws}
+          - allow: {method: WEBSOCKET_TEXT, path: /ws, message: {pointer: /op, in: [1]}}
+"""
+ASKED = Asked("GET", "/ws", (), is_websocket=True)
+TARGET = HostPort("up.test", 443)
+
+
+def upgraded(policy: Policy) -> Flow:
+    rules = decide_request(policy, TARGET, None, ASKED).websocket
+    decision = decide(policy, TARGET, None)
+    flow = Flow(1, TARGET, "websocket", 0.0, None, decision, policy)
+    flow.upgrade = ASKED, rules
+    return flow
+
+
+@pytest.mark.parametrize(
+    ("edit", "is_alike"),
+    [
+        (("network_policies", "# a line more, so that all move\nnetwork_policies"), True),
+        (("in: [1]", "in: [1, 2]"), False),
+        (("path: /ws}", "path: /other}"), False),
+        (("protocol: websocket", "enforcement: audit\n        protocol: websocket"), False),
+    ],
+)
+def test_an_open_websocket_stays_where_its_messages_are_judged_alike(
+    edit: tuple[str, str], is_alike: bool
+) -> None:
+    flow = upgraded(load_policy(MESSAGES.encode(), "old.yaml"))
+    policy = load_policy(MESSAGES.replace(*edit).encode(), "new.yaml")
+    flow.decision = decide(policy, TARGET, None)
+    assert flow.upgrade is not None
+    assert judged_alike(policy, flow, *flow.upgrade) is is_alike
 
 
 def test_an_idle_connection_loses_its_upstream_and_its_next_request_is_refused() -> None:

@@ -50,11 +50,11 @@ def test_redirection_is_for_virtual_and_listed_addresses_alone() -> None:
         if command["add"].get("rule", {}).get("chain") == "redirect"
     ]
     assert [[part["match"]["right"] for part in rule if "match" in part][1:] for rule in rules] == [
-        [{"prefix": {"addr": "198.18.0.0", "len": 15}}, "tcp"],
-        [{"prefix": {"addr": "fd00:c8:0:1::", "len": 64}}, "tcp"],
+        [{"prefix": {"addr": "198.18.0.0", "len": 15}}, 6],
+        [{"prefix": {"addr": "fd00:c8:0:1::", "len": 64}}, 6],
         ["192.0.2.9", 22],
         ["192.0.2.9", 5432],
-        ["2001:db8::9", "tcp"],
+        ["2001:db8::9", 6],
     ]
 
 

@@ -40,7 +40,10 @@ INPUTS: Final = (
 )
 # Tools that look at sources, and have nothing to do with a kernel.
 _NOT_IN_A_GUEST: Final = ("ruff", "mypy", "clang-format", "types-")
+_NOT_READ: Final = ("man", "locale")
 _SPARE: Final = 3072
+# Raised when what is done to the tree below changes.
+_VERSION: Final = "1"
 _NETWORK: Final = "check the network and the package sources, then run it again"
 
 
@@ -50,6 +53,11 @@ class Userland:
 
     release: str
     headers: str = HEADERS
+
+    @property
+    def label(self) -> str:
+        plain = self.headers == HEADERS
+        return self.release if plain else f"{self.release}-{self.headers or 'no-headers'}"
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -142,22 +150,25 @@ def _apt_settings(made: Path) -> Path:
     return made
 
 
-def build_tree(tree: Path, archive: Archive, userland: Userland) -> None:
-    """Run mmdebstrap into `tree`."""
-    settings = _apt_settings(tree.with_name(tree.name + ".apt"))
-    words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
-    words += [f"--include={','.join(userland.packages)}", f"--aptopt={settings}"]
-    words += ["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"]
-    words += [userland.release, str(tree), "-"]
-    try:
-        cache.run(
-            f"root file system of {userland.release}",
-            words,
-            remedy=_NETWORK,
-            given=source_lines(archive.mirror, [userland.release]),
-        )
-    finally:
-        settings.unlink()
+def _base(place: Path, archive: Archive, userland: Userland) -> Path:
+    """What mmdebstrap makes, as a tar: the same until the packages that are asked for change."""
+    key = cache.key_of(userland.release, *userland.packages)
+
+    def build(made: Path) -> None:
+        cache.require_space(place, 4096, f"userland {userland.release}")
+        settings = _apt_settings(made.with_name(made.name + ".apt"))
+        words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=tar"]
+        words += [f"--include={','.join(userland.packages)}", f"--aptopt={settings}"]
+        words += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _NOT_READ]
+        words += [userland.release, str(made), "-"]
+        step = f"root file system of {userland.release}"
+        sources = source_lines(archive.mirror, [userland.release])
+        try:
+            cache.run(step, words, remedy=_NETWORK, given=sources)
+        finally:
+            settings.unlink()
+
+    return cache.built(place / "userlands" / f"{userland.label}-{key}.tar", build)
 
 
 def build_userland(place: Path, archive: Archive, project: Path, userland: Userland) -> Path:
@@ -165,16 +176,20 @@ def build_userland(place: Path, archive: Archive, project: Path, userland: Userl
     if os.geteuid() != 0:
         raise StepError("a root file system is made by root", remedy="run it again with sudo")
     texts = [(project / name).read_bytes() for name in INPUTS]
-    source = Path(__file__).read_bytes()
-    key = cache.key_of(userland.release, userland.headers, source, *texts)
-    image = place / "userlands" / f"{userland.release}-{key}.img"
+    key = cache.key_of(_VERSION, *userland.packages, *requirements(project), *texts)
+    image = place / "userlands" / f"{userland.label}-{key}.img"
 
     def build(made: Path) -> None:
+        base = _base(place, archive, userland)
         cache.require_space(place, 4096, f"userland {userland.release}")
+        for old in image.parent.glob(f"{userland.label}-*.img"):
+            old.unlink()
         tree = made.with_suffix(".tree")
         cache.remove(tree)
+        tree.mkdir()
         try:
-            build_tree(tree, archive, userland)
+            words = ["tar", "-x", "-p", "--xattrs", "--xattrs-include=*", "-f", base, "-C", tree]
+            cache.run(f"unpacking {base.name}", words, remedy="is the disk full?")
             wanted = requirements(project)
             python = python_of(os.listdir(tree / "usr/bin"))
             _bootstrap(tree, project, _wheels(place, python, wanted), wanted)

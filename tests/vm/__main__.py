@@ -1,0 +1,214 @@
+"""`scripts/test-vm`: boots stock kernels and runs the tests on each.
+
+Ends with 0 when every row passed, 1 when tests failed, 2 when a guest crashed or did not start, 3
+when one ran out of time, and 125 with one line when something on this machine is missing. What was
+built stays in the cache; a run that was interrupted is continued by the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from netns_runtime.errors import NetnsError, StepError
+from tests.vm import cache, guest, image, job, kernels, report, suite, tools, userland
+from tests.vm.archive import Archive, open_archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
+_EPILOG: Final = f"""\
+KERNEL is a version prefix, `newest`, and a flavour: 6.1, 6.12-cloud, 7. Default: {' '.join(kernels.DEFAULT)}.
+fallbacks: {' '.join(suite.LACKS)}.
+cache: $XDG_CACHE_HOME/{cache.NAME} or {cache.SYSTEM}/{cache.NAME}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every row of this run shares."""
+
+    place: Path
+    archive: Archive
+    kernels: list[kernels.Kernel]
+    project: Path
+    names: list[str]
+    options: argparse.Namespace
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"test-vm: {text}\n")
+    sys.stderr.flush()
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/test-vm",
+        usage="scripts/test-vm [OPTIONS...] [KERNEL...]",
+        description="Runs tests/kernel and a smoke part of tests/e2e on stock kernels in QEMU.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL")
+    parser.add_argument("--list", action="store_true", help="print what the archive offers")
+    parser.add_argument("--fallback", action="append", default=[], metavar="NAME",
+                        help="a row of the first kernel without NAME, or all; repeatable")
+    parser.add_argument("--userland", choices=("bookworm", "trixie"),
+                        help="Debian release of the root file system; default: the kernel's own")
+    parser.add_argument("--commit", metavar="C", help="test this commit, not the working tree")
+    parser.add_argument("--project", type=Path, default=CHECKOUT, metavar="DIR",
+                        help="test this tree, not this checkout")
+    parser.add_argument("--seconds", type=float, default=1800, help="limit for one guest")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--no-smoke", action="store_true", help="tests/kernel alone")
+    parser.add_argument("--tests", action="append", default=[], metavar="PATH",
+                        help="these tests instead; repeatable")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML there")
+    parser.add_argument("--table", type=Path, metavar="FILE",
+                        help="put the table into FILE, between its matrix markers")
+    return parser.parse_args(arguments)
+
+
+def rows_of(options: argparse.Namespace) -> list[suite.Row]:
+    """Plain rows for every kernel named, then the fallbacks on the first one."""
+    names = options.kernels or ([] if options.fallback else list(kernels.DEFAULT))
+    rows = [suite.Row(name) for name in names]
+    if "all" in options.fallback:
+        lacks = list(suite.LACKS.values())
+    else:
+        lacks = [suite.lack_of(name) for name in options.fallback]
+    if lacks and options.kernels:
+        rows = []
+    for name in options.kernels or kernels.QUICK:
+        rows += [suite.Row(name, lack) for lack in lacks]
+    return rows
+
+
+@contextlib.contextmanager
+def open_bench(options: argparse.Namespace) -> Iterator[Bench]:
+    place = cache.open_cache()
+    with cache.only_one(place):
+        archive = open_archive(place)
+        offered = kernels.offered(archive.names("linux-"))
+        if options.list:
+            yield Bench(place, archive, offered, options.project, [], options)
+            return
+        for name in options.kernels:
+            kernels.choose(name, offered)
+        tools.require(list(tools.PACKAGES))
+        tools.quicken_qemu(archive)
+        project = options.project
+        if options.commit:
+            project = place / "commit"
+            job.export(options.project, options.commit, project)
+        is_checkout = (project / ".git").exists()
+        names = job.files_of(project) if is_checkout else job.tree_names(project)
+        yield Bench(place, archive, offered, project, names, options)
+
+
+def run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
+    options = bench.options
+    kernel = kernels.choose(row.kernel, bench.kernels)
+    chosen = userland.Userland(options.userland or kernel.userland)
+    say(f"{row.name}: {kernel.release} on {chosen.release}")
+    boot = image.build_boot(bench.place, bench.archive, kernel)
+    root = userland.build_userland(bench.place, bench.archive, bench.project, chosen)
+    place = bench.place / "runs" / row.name.replace(" ", "-")
+    cache.remove(place)
+    place.mkdir(parents=True)
+    cache.require_space(place, 2048, "a guest's changes")
+    kvm = tools.has_kvm()
+    tests = options.tests or suite.tests_of(row, smoke=not options.no_smoke)
+    command = suite.command_of(row, tests, kvm=kvm)
+    settings = row.lack.settings if row.lack else {}
+    job.write_job(place / "job.tar", bench.project, bench.names, job.Job(command, settings))
+    machine = guest.Machine(
+        boot,
+        root,
+        row.lack.command_line if row.lack else "",
+        cores=options.cores,
+        seconds=options.seconds,
+        kvm=kvm,
+    )
+    outcome = guest.run_guest(machine, place, _tell)
+    guest.unpack_result(place)
+    counts = report.counts_of(report.suites_of(place))
+    facts = report.read_facts(place)
+    return report.Done(row, kernel.release, chosen.release, outcome, facts, counts), place
+
+
+def _tell(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def run_rows(bench: Bench, rows: Sequence[suite.Row]) -> list[report.Done]:
+    """Every row, whatever becomes of the others."""
+    if not tools.has_kvm():
+        say("no KVM here: the processor is emulated, claims about time are left out")
+    finished = []
+    for row in rows:
+        done, place = run_row(bench, row)
+        if done.outcome.kind != "ended":
+            said = f"{row.name}: {done.outcome.kind}: {done.outcome.why}"
+            say(f"{said}; last lines of {place / 'console.log'}:\n{done.outcome.tail}")
+        finished.append((done, place))
+        write_reports(bench, finished)
+    return [done for done, _ in finished]
+
+
+def write_reports(bench: Bench, finished: Sequence[tuple[report.Done, Path]]) -> None:
+    """After every row, so that an interrupted run has told what it knew."""
+    target = bench.options.junit or bench.place / "runs" / "junit.xml"
+    text = report.junit([(done, report.suites_of(place)) for done, place in finished])
+    target.write_text(text, encoding="utf-8")
+    if bench.options.table:
+        page = bench.options.table.read_text(encoding="utf-8")
+        filled = fill(page, report.table([done for done, _ in finished]))
+        bench.options.table.write_text(filled, encoding="utf-8")
+
+
+def fill(page: str, table: str) -> str:
+    """The page with the table between `<!-- matrix -->` and `<!-- /matrix -->`."""
+    pattern = re.compile(r"(<!-- matrix -->\n).*?(<!-- /matrix -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise StepError("--table: the file has no matrix markers", remedy="add them")
+    return pattern.sub(lambda found: f"{found[1]}{table}{found[2]}", page)
+
+
+def _interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        rows = rows_of(options)
+        with open_bench(options) as bench:
+            if options.list:
+                for name in kernels.series(bench.kernels):
+                    print(f"{name:12} {kernels.choose(name, bench.kernels).release}")  # noqa: T201
+                return 0
+            finished = run_rows(bench, rows)
+        _tell("\n" + report.table(finished))
+        return report.status_of(finished)
+    except NetnsError as error:
+        say(str(error))
+        return error.status
+    except OSError as error:
+        say(f"{error.strerror} ({error.filename}): is the disk full?")
+        return 125
+    except KeyboardInterrupt:
+        say("interrupted: what is built is kept, run it again to go on")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

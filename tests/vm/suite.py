@@ -1,0 +1,119 @@
+"""What runs in a guest: rows of the matrix, their tests, and what an emulated processor cannot show.
+
+A row is a kernel, a userland and what is taken away from them. A plain row runs tests/kernel and a
+smoke part of tests/e2e; a row that lacks something runs the claims about that lack as well, or only
+those where nothing else can work. Pure tables.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from netns_runtime.errors import StepError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+KERNEL_TESTS: Final = ("tests/kernel",)
+SMOKE: Final = (
+    "tests/e2e/test_command_line.py",
+    "tests/e2e/test_direct_connects.py",
+    "tests/e2e/test_explicit_clients.py",
+    "tests/e2e/test_names.py",
+)
+# Of SMOKE, what needs clients that a guest does not have (from npm and PyPI), or a compiler.
+_CLIENTS: Final = (
+    *("requests", "httpx", "aiohttp", "urllib", "websockets", "undici", "agent", "node"),
+    *("openssl", "Bolt"),
+)
+SLOW: Final = {
+    "test_a_later_launch_imports_no_compiler_and_is_quick": "claims 5 ms",
+    "test_a_flood_of_refusals_costs_no_count": "claims that a flood ends in time",
+}
+"""Claims about time, which say nothing about a kernel on a processor that is emulated."""
+ROWS_DIRECTORY: Final = "tests/vm/rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Something that a machine may lack. `tests` are the claims about it.
+
+    `settings` go to guest_init.sh, `command_line` to the kernel; `wrapper` starts pytest.
+    `is_whole`: the kernel tests and the smoke part must pass there, too.
+    """
+
+    name: str
+    tells: str
+    tests: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    command_line: str = ""
+    wrapper: tuple[str, ...] = ()
+    is_whole: bool = False
+
+
+LACKS: Final = {
+    lack.name: lack
+    for lack in (
+        Lack("hybrid-cgroups", "cgroup v1 and v2 side by side", "", {"CGROUPS": "hybrid"},
+             is_whole=True),
+        Lack("no-cgroup2", "cgroup v1 alone", "test_no_cgroup2.py", {"CGROUPS": "version1"}),
+        Lack("no-bpf", "bpf(2) is denied", "test_no_bpf.py",
+             wrapper=(".venv/bin/python", "tests/vm/rows/deny_bpf.py")),
+        Lack("no-tproxy", "no nft_tproxy module", "test_no_tproxy.py",
+             {"WITHOUT_MODULES": "nft_tproxy nf_tproxy_ipv4 nf_tproxy_ipv6"}),
+        Lack("no-ipv6", "ipv6.disable=1", "test_no_ipv6.py", command_line="ipv6.disable=1"),
+        Lack("no-headers", "no kernel headers for bcc", "test_no_headers.py",
+             {"WITHOUT_HEADERS": "1"}),
+        Lack("lockdown", "lockdown=confidentiality", "test_lockdown.py",
+             command_line="lockdown=confidentiality"),
+    )
+}
+
+
+def lack_of(name: str) -> Lack:
+    """By name. Raises StepError with the names there are."""
+    found = LACKS.get(name)
+    if found is None:
+        raise StepError(f"fallback {name!r}: unknown", remedy=f"one of: {' '.join(LACKS)}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One guest to boot. `kernel` is a name for kernels.choose."""
+
+    kernel: str
+    lack: Lack | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.lack.name}" if self.lack else self.kernel
+
+
+def tests_of(row: Row, *, smoke: bool = True) -> list[str]:
+    """What pytest is asked to collect."""
+    chosen = [f"{ROWS_DIRECTORY}/{row.lack.tests}"] if row.lack and row.lack.tests else []
+    if row.lack is None or row.lack.is_whole:
+        chosen += [*KERNEL_TESTS, *(SMOKE if smoke else ())]
+    return chosen
+
+
+def command_of(
+    row: Row, tests: Sequence[str], *, kvm: bool, arguments: Sequence[str] = ()
+) -> str:
+    """The script that a guest runs; its status is pytest's."""
+    left_out = [*_CLIENTS, *(() if kvm else SLOW)]
+    words = [".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    words += ["--junitxml=/job/out/junit.xml", "-o", "junit_suite_name=netns-runtime"]
+    words += ["-k", " and ".join(f"not {name}" for name in left_out), *arguments, *tests]
+    wrapper = row.lack.wrapper if row.lack else ()
+    lines = [
+        "export NETNS_MUST_WORK=1",
+        f"export NETNS_VM_ROW={shlex.quote(row.lack.name if row.lack else 'plain')}",
+        "scripts/bootstrap run || exit 125",
+        shlex.join([*wrapper, ".venv/bin/python", "tests/vm/guest_facts.py", "/job/out/facts.json"]),
+        shlex.join([*wrapper, *words]),
+    ]
+    return "\n".join([*lines, ""])
