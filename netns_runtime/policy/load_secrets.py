@@ -192,6 +192,8 @@ def _path(reader: Reader, node: yaml.Node, key: str) -> str:
     if type_of(node) == "int":
         return str(reader.integer(node, key, 0, 255))
     text = reader.text(node, key)
+    if text.isascii() and text.isdigit() and int(text[:4]) <= 255:
+        return str(int(text[:4]))
     if text != "any":
         raise reader.error(
             node,
