@@ -53,9 +53,10 @@ class Binding:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Secret:
-    """A binding with its value, text without control characters."""
+    """A binding with its value, text without control characters. Equal to itself alone, since
+    what is compiled for a set of secrets is looked up by the set at each request."""
 
     binding: Binding
     value: str = field(repr=False)

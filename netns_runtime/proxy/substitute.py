@@ -6,6 +6,7 @@ in place and cannot fail. Imported only where a sandbox has secrets.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from netns_runtime.policy.secrets import bound_to
@@ -24,8 +25,7 @@ def give_secrets(
     secrets: Sequence[Secret], host: str, admitted: Admitted, has_content: bool
 ) -> None:
     """Substitute what is bound to the canonical `host`, and watch for the rest of `secrets`."""
-    bound = bound_to(secrets, host)
-    others = [secret for secret in secrets if secret not in bound]
+    bound, others = _parted(tuple(secrets), host)
     headers = accept_encoding(admitted.headers) if bound else admitted.headers
     head = rewrite_head(admitted.target, headers, bound, others)
     admitted.bound = bound
@@ -34,6 +34,14 @@ def give_secrets(
     admitted.shown = masked(admitted.shown, secrets)
     if has_content:
         admitted.body = body_rewriter(head.headers, bound, others)
+
+
+@lru_cache(maxsize=256)
+def _parted(
+    secrets: tuple[Secret, ...], host: str
+) -> tuple[tuple[Secret, ...], tuple[Secret, ...]]:
+    bound = bound_to(secrets, host)
+    return bound, tuple(secret for secret in secrets if secret not in bound)
 
 
 def masked(text: str, secrets: Sequence[Secret]) -> str:
