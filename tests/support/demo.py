@@ -17,7 +17,7 @@ from tests.support.lab import Lab, LabError
 from tests.support.run import PYTHON, Result, Running, netns_debug, netns_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode(), end='')"
 DIRECT = "import socket; socket.create_connection(('192.0.2.10', 443))"
@@ -38,10 +38,12 @@ class Demo:
         self.lab = lab
         self.wrong = 0
 
-    def show(self, options: Sequence[str], cmd: Sequence[str]) -> Result:
-        shown = [w if len(w) < 60 else "…" for w in cmd]
+    def show(
+        self, options: Sequence[str], cmd: Sequence[str], env: Mapping[str, str] | None = None
+    ) -> Result:
+        shown = ["…" if w == FETCH else w for w in cmd]
         say(f"  $ netns-run {shlex.join(options)} -- {shlex.join(shown)}")
-        result = netns_run(*options, cmd=cmd, lab=self.lab, env=trust(self.lab))
+        result = netns_run(*options, cmd=cmd, lab=self.lab, env=trust(self.lab) | dict(env or {}))
         say(indent((result.stdout + result.stderr).rstrip()))
         return result
 
@@ -68,8 +70,30 @@ class Demo:
         reached = [seen for seen in self.lab.requests_seen() if seen["host"] == "other.test"]
         self.check("nothing reached the host", not reached)
 
+    def redirected(self) -> None:
+        say("\n3. A client that ignores the proxy is carried all the same")
+        command = ["curl", "-sS", "--noproxy", "*", "https://web.lab.test/"]
+        result = self.show(("--allow", "web.lab.test"), command)
+        self.check("it got the page", result.stdout.startswith("hello from web.lab.test"))
+        entries = {line["entry"] for line in result.events("flow.decided", action="allow")}
+        self.check("the audit says how: redirected", entries == {"redirected"})
+
+    def secret(self) -> None:
+        say("\n4. A token that CMD uses and never sees")
+        value = "sk-demo-4d3b1c"
+        self.lab.accept("OPENAI_API_KEY", value)
+        ask = 'echo "$OPENAI_API_KEY"; curl -sSw "%{http_code}" -o /dev/null'
+        ask += ' --noproxy "*" -H "Authorization: Bearer $OPENAI_API_KEY" '
+        ask += "https://api.openai.com/v1/models"
+        options = ("--preset", "openai", "--secret", "OPENAI_API_KEY")
+        say(f"  (its variable OPENAI_API_KEY holds {value}, and the service takes nothing else)")
+        result = self.show(options, ["sh", "-c", ask], {"OPENAI_API_KEY": value})
+        self.check("CMD saw a placeholder", "openshell:resolve:env:OPENAI_API_KEY" in result.stdout)
+        self.check("the service took the token: 200", result.stdout.endswith("200"))
+        self.check("no output and no audit line has it", value not in result.told())
+
     def direct(self) -> None:
-        say("\n3. A client that ignores the proxy")
+        say("\n5. The same with --redirect off, and to an address that no rule lists")
         options = ("--allow", "web.lab.test", "--redirect", "off")
         self.lab.forget()
         command = ["curl", "-sS", "--noproxy", "*", "http://192.0.2.10/"]
@@ -86,7 +110,7 @@ class Demo:
         self.check("nothing reached the host", not self.lab.connections_seen())
 
     def counted(self) -> None:
-        say("\n4. The count, while the sandbox is running")
+        say("\n6. The count, while the sandbox is running")
         times = 1009
         script = (
             "import socket, sys\n"
@@ -117,7 +141,10 @@ def main() -> int:
     try:
         with Lab() as lab:
             demo = Demo(lab)
-            for step in (demo.allowed, demo.unlisted, demo.direct, demo.counted):
+            for step in (
+                *(demo.allowed, demo.unlisted, demo.redirected, demo.secret),
+                *(demo.direct, demo.counted),
+            ):
                 step()
     except LabError as error:
         say(str(error))
