@@ -123,7 +123,10 @@ def enter_plan(
         exposed=spec.expose_sockets,
     )
     if request.supplied is not None:
-        environment = with_secrets(environment, request.supplied.secrets, request.supplied.token)
+        supplied = request.supplied
+        environment = with_secrets(
+            environment, supplied.secrets, supplied.token, supplied.read_from
+        )
     identity = Identity(user.uid, user.gid, user.groups)
     command = Command(spec.command, environment, request.directory, identity, spec.keep_fds)
     view = View(

@@ -9,6 +9,7 @@ are replaced, because they name what the sandbox cannot reach. A pointer to a so
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime import layout
@@ -202,34 +203,45 @@ SECRETS_URL: Final = f"{PROXY_URL}/secrets/v1"
 
 
 def with_secrets(
-    environment: Mapping[str, str], secrets: Iterable[Secret], token: str = ""
+    environment: Mapping[str, str],
+    secrets: Iterable[Secret],
+    token: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """The environment with each secret's variable, and no copy of a value elsewhere.
 
-    The variable holds the placeholder, or with `expose: env` the value. A copy, percent-encoded
+    The variable holds the placeholder, or with `expose: env` the value; so does the one that the
+    value was read from (`variables`, by secret), at any length. Any other copy, percent-encoded
     ones included, becomes the placeholder; values shorter than COPY_LENGTH are not looked for.
     `token` opens the endpoint, where there is one.
     """
     import re
     from urllib.parse import quote
 
-    from netns_runtime.supplied import COPY_LENGTH
+    from netns_runtime.supplied import COPY_LENGTH, encoded
 
     own: dict[str, str] = {}
+    sources: dict[str, str] = {}
     copies: dict[str, str] = {}
     for secret in secrets:
         own[secret.name] = secret.placeholder
         if secret.binding.expose == "env":
             own[secret.name] = secret.value
-        elif len(secret.value) >= COPY_LENGTH:
+            continue
+        source = variables.get(secret.name, "")
+        if secret.value in environment.get(source, ""):
+            sources[source] = secret.placeholder
+        if len(secret.value) >= COPY_LENGTH:
             copies.setdefault(secret.value, secret.placeholder)
-            copies.setdefault(quote(secret.value, safe=""), quote(secret.placeholder, safe=""))
+            for copy in encoded(secret.value):
+                copies.setdefault(copy, quote(secret.placeholder, safe=""))
     result = dict(environment)
     if copies:
         # One pass, the longest first: no value is looked for inside a placeholder.
         pattern = re.compile("|".join(map(re.escape, sorted(copies, key=len, reverse=True))))
         for name, value in environment.items():
             result[name] = pattern.sub(lambda match: copies[match[0]], value)
+    result.update(sources)
     result.update(own)
     if token:
         result["NETNS_SECRETS_URL"], result["NETNS_SECRETS_TOKEN"] = SECRETS_URL, token

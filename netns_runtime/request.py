@@ -79,7 +79,8 @@ class Request:
         return identify_binaries(policy, (self.user.uid, gids), self.trees)
 
     def real_path(self, option: str, path: str) -> str:
-        """Where `path` leads. Raises UsageError for a link on the way that CMD could replace.
+        """Where `path` leads. Raises UsageError for a link on the way that CMD could replace;
+        `option` is what stands before the path, as in `--audit` or `--secret NAME=file:`.
 
         A file is covered inside (entering.protected_paths); no mount can cover a link, and through
         one of its own CMD would choose what root reads or appends to the next time.
@@ -95,8 +96,9 @@ class Request:
         except OSError:
             return path
         if step in trail and any(map(os.path.islink, trail[trail.index(step) :])):
+            space = "" if option.endswith(":") else " "
             raise UsageError(
-                f"{option} {path}: CMD could replace a link on the way to it",
+                f"{option}{space}{path}: CMD could replace a link on the way to it",
                 remedy=f"name it by its real path, {trail[-1]}",
             )
         return trail[-1]

@@ -42,6 +42,8 @@ class Binding:
     `hosts` are canonical hosts or patterns, `text` names the binding as rules are named.
     `codings` are the content codings (gzip, deflate) in which a request's content is opened for its
     body slots. `executables` may read it where `expose` is "endpoint".
+    Without `plain_http` the value leaves over TLS alone. `preset` is the shipped preset that the
+    binding is from, "" for a policy file's.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Binding:
     codings: tuple[str, ...] = ()
     executables: tuple[str, ...] = ()
     text: str = ""
+    plain_http: bool = False
+    preset: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

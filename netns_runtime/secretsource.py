@@ -82,6 +82,9 @@ def parse_value(data: bytes, said: str) -> str:
         raise UsageError(
             f"{said}: the value holds a control character", remedy="a secret is one line of text"
         )
+    if value in (".", ".."):
+        # In a path it would be another path (RFC 3986, 5.2.4), and these are not escaped.
+        raise UsageError(f"{said}: the value is only dots", remedy="give the secret's own value")
     if value.startswith(PREFIX):
         raise UsageError(
             f"{said}: the value is a placeholder itself", remedy="give the secret's own value"
@@ -108,7 +111,13 @@ def _from_file(path: str, said: str, real_path: Callable[[str, str], str]) -> Fo
 def _from_descriptor(fd: int, said: str) -> Found:
     if fd in (1, 2):
         raise UsageError(f"{said}: that is where CMD writes", remedy="use 0, or 3 and above")
-    status = os.fstat(fd)
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        raise UsageError(
+            f"{said}: descriptor {fd} is not open",
+            remedy=f"open it for netns-run; sudo closes it unless -C {fd + 1} (or more) is given",
+        ) from None
     if stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{said}: it is a directory", remedy="name a file")
     os.set_blocking(fd, True)

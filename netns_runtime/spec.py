@@ -16,11 +16,19 @@ from netns_runtime.errors import UsageError
 
 Probe = Literal["auto", "bpf", "nft"]
 PROBES: Final = ("auto", "bpf", "nft")
+AUDIT_FORMATS: Final = ("json", "ocsf")
 
 # A cgroup, a state file and audit lines carry the name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 # What a shell, and the placeholder's syntax, take for a variable's name.
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+# What `--secret NAME=KIND:` lacks, and how to give it.
+_MISSING: Final = {
+    "": ("the source", "give one of env:VAR, file:PATH, fd:N, or NAME alone"),
+    "env:": ("the variable's name", "give env:VAR, or NAME alone for the variable NAME"),
+    "file:": ("the path", "give file:PATH"),
+    "fd:": ("the number", "give fd:N"),
+}
 LEAST_MEMORY: Final = 16 << 20
 _SIZE: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -51,6 +59,7 @@ class Spec:
     resolver: tuple[str, int] | None = None
     upstream_ca: str | None = None
     audit: str | None = None
+    audit_format: str = "json"
     status_fd: int | None = None
     user: str | None = None
     read_only: bool = False
@@ -61,6 +70,7 @@ class Spec:
     name: str | None = None
     probe: Probe = "auto"
     report: bool = False
+    inspect: bool = False
     dry_run: bool = False
     verbose: bool = False
 
@@ -88,9 +98,13 @@ def parse_secret(text: str) -> SecretSource:
     name, equals, source = text.partition("=")
     if not _VARIABLE.fullmatch(name):
         raise UsageError(
-            "--secret: the name is no variable's: it takes letters, digits and '_'",
+            "--secret: the name is no variable's: "
+            "it takes letters, digits and '_' and begins with no digit",
             remedy="give NAME or NAME=SOURCE, SOURCE one of env:VAR, file:PATH, fd:N",
         )
+    missing = _MISSING.get(source) if equals else None
+    if missing is not None:
+        raise UsageError(f"--secret {name}={source}: {missing[0]} is missing", remedy=missing[1])
     kind, _, place = source.partition(":") if equals else ("env", "", name)
     if kind == "env" and place and "=" not in place:
         return SecretSource(name, "env", place)

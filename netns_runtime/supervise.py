@@ -196,13 +196,34 @@ class Supervisor:
 
 def tell_refusal(event: dict[str, Any]) -> None:
     """`-v`: say on stderr who was refused what, and what would allow it."""
+    line = refusal_line(event)
+    if line is not None:
+        complain(line)
+
+
+def refusal_line(event: dict[str, Any]) -> str | None:
+    """An audit event in one line for a person; None where nothing was refused, nor failed."""
     is_reported = str(event.get("detail", "")).startswith("would be refused")
-    if event.get("action") != "refuse" and not is_reported:
-        return
+    is_refused = event.get("action") == "refuse"
+    is_end = event.get("event") == "flow.closed" and ("reason" in event or "remedy" in event)
+    if not (is_refused or is_reported or is_end):
+        return None
     who = event.get("comm", "a process") + (f" (pid {event['pid']})" if "pid" in event else "")
     where = event.get("host") or event.get("address")
     port = f":{event['port']}" if "port" in event else ""
     to = f" to {where}{port}" if where else ""
+    if event.get("event") == "secret.withheld":
+        given = f"put in on the way{to} for {who}" if to else f"given to {who}"
+        return _because(f"{event.get('secret') or 'a secret'} was not {given}", event, "detail")
     times = f" {event['count']} times" if event.get("count", 1) > 1 else ""
-    why = "; ".join(str(event[key]) for key in ("reason", "remedy") if key in event)
-    complain(f"{'would refuse' if is_reported else 'refused'} {who}{to}{times}: {why}")
+    if is_end and not is_refused:
+        return _because(f"closed {who}{to}", event, "reason", "detail")
+    said = "would refuse" if is_reported else "refused"
+    # Other reasons say by their name, and by the remedy, what the detail says.
+    keys = ("reason", "detail") if event.get("reason") == "http_request_error" else ("reason",)
+    return _because(f"{said} {who}{to}{times}", event, *keys)
+
+
+def _because(what: str, event: dict[str, Any], *keys: str) -> str:
+    why = "; ".join(str(event[key]) for key in (*keys, "remedy") if event.get(key))
+    return f"{what}: {why}" if why else what

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from netns_runtime.errors import UsageError
 from netns_runtime.secret import Binding, Secret, placeholder_of
@@ -55,6 +57,15 @@ class Supplied:
         """Those that CMD does not hold itself."""
         return tuple(secret for secret in self.secrets if secret.binding.expose != "env")
 
+    @property
+    def read_from(self) -> dict[str, str]:
+        """The variables that values were read from, by secret."""
+        return {
+            name: source.removeprefix("env:")
+            for name, source in self.sources.items()
+            if source.startswith("env:")
+        }
+
     def forget(self) -> None:
         """Let go of the values; the proxy has them, and nothing here needs them again."""
         self.values.clear()
@@ -63,16 +74,21 @@ class Supplied:
 
     def listed(self) -> tuple[dict[str, Any], ...]:
         """What netns-debug tells: never a value."""
-        return tuple(
-            {
-                "name": binding.name,
-                "hosts": list(binding.hosts),
-                "slots": [str(slot) for slot in binding.slots],
-                "expose": binding.expose,
-                "rule": binding.text,
-            }
-            for binding in self.bindings
-        )
+        return listed(self.bindings)
+
+
+def listed(bindings: Iterable[Binding]) -> tuple[dict[str, Any], ...]:
+    """Bindings as the state record has them."""
+    return tuple(
+        {
+            "name": binding.name,
+            "hosts": list(binding.hosts),
+            "slots": [str(slot) for slot in binding.slots],
+            "expose": binding.expose,
+            "rule": binding.text,
+        }
+        for binding in bindings
+    )
 
 
 def told(entry: dict[str, Any]) -> str:
@@ -86,13 +102,21 @@ def told(entry: dict[str, Any]) -> str:
     return (where if entry["hosts"] else "to no host") + expose
 
 
+def encoded(value: str) -> tuple[str, str]:
+    """The value percent-encoded, in either case of the digits."""
+    upper = quote(value, safe="")
+    return upper, re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), upper)
+
+
 def check_arguments(command: Sequence[str], secrets: Iterable[Secret]) -> None:
-    """Raises UsageError where an argument of CMD holds a value: everybody inside could read it."""
+    """Raises UsageError where an argument of CMD holds a value, percent-encoded or as it is:
+    everybody inside could read it."""
     for secret in secrets:
         if secret.binding.expose == "env" or len(secret.value) < COPY_LENGTH:
             continue
-        for number, argument in enumerate(command):
-            if secret.value in argument:
+        copies = (secret.value, *encoded(secret.value))
+        for number, argument in enumerate(command, 1):
+            if any(copy in argument for copy in copies):
                 raise UsageError(
                     f"word {number} of CMD holds the value of {secret.name}, for all inside to see",
                     remedy=f"write {placeholder_of(secret.name)} in its place",

@@ -36,7 +36,14 @@ def preset_policy(name: str, account: Account) -> Policy:
     """A preset as a policy; its rules say `preset NAME`. Raises UsageError."""
     from netns_runtime import presets
 
-    return load_policy(presets.text_of(name, account).encode("utf-8"), f"preset {name}")
+    return _from_preset(name, presets.text_of(name, account))
+
+
+def _from_preset(name: str, text: str) -> Policy:
+    policy = load_policy(text.encode("utf-8"), f"preset {name}")
+    return replace(
+        policy, secrets=tuple(replace(binding, preset=name) for binding in policy.secrets)
+    )
 
 
 def merged(files: Sequence[Policy], presets: Sequence[Policy], allow: Policy) -> Policy:
@@ -84,8 +91,11 @@ def supply(
         bindings[binding.name] = binding
         sources.append(SecretSource(binding.name, "env", binding.name))
         notes.append(f"{binding.name} of the environment is a secret: {binding.text} binds it")
+    notes += _notes_on_unset(spec.presets, policy, bindings, environment)
     if not sources:
-        return None, ()
+        return None, tuple(notes)
+    if not spec.report:
+        _check_reachable(policy, [bindings[source.name] for source in spec.secrets])
     _check_descriptors(spec)
     guard_memory()
     found = {source.name: read_secret(source, environment, real_path) for source in sources}
@@ -113,7 +123,7 @@ def _binding_of(name: str, known: Mapping[str, Binding]) -> Binding:
     from netns_runtime import presets
 
     for preset in presets.that_mention(name):
-        loaded = load_policy(presets.shipped(preset).encode("utf-8"), f"preset {preset}")
+        loaded = _from_preset(preset, presets.shipped(preset))
         for binding in loaded.secrets:
             if binding.name == name:
                 return binding
@@ -122,6 +132,53 @@ def _binding_of(name: str, known: Mapping[str, Binding]) -> Binding:
         remedy=f"bind {name} under `secrets:` in a policy; presets know their own names "
         "(netns-debug preset list)",
     )
+
+
+def _check_reachable(policy: Policy, bindings: Iterable[Binding]) -> None:
+    """Raises UsageError for a secret that was asked for and that no rule lets go anywhere.
+
+    With --report, which finds out what to allow, it is only noted (`notes_on`).
+    """
+    for binding in bindings:
+        if binding.expose != "placeholder" or _is_reachable(policy, binding):
+            continue
+        from netns_runtime import presets
+
+        knowing = presets.that_mention(binding.name)
+        by_preset = f"--preset {knowing[0]} or " if knowing else ""
+        raise UsageError(
+            f"--secret {binding.name}: no rule allows any of its hosts",
+            remedy=f"add {by_preset}--allow {binding.hosts[0]}:443",
+        )
+
+
+def _is_reachable(policy: Policy, binding: Binding) -> bool:
+    # A rule without a host is for any, at its `allowed_ips`.
+    return any(
+        not endpoint.host or _overlaps(host, endpoint.host)
+        for rule in policy.rules
+        for endpoint in rule.endpoints
+        for host in binding.hosts
+    )
+
+
+def _notes_on_unset(
+    presets: Iterable[str],
+    policy: Policy,
+    bindings: Mapping[str, Binding],
+    environment: Mapping[str, str],
+) -> list[str]:
+    """A line for each preset none of whose secrets is here: sudo may have dropped its variable."""
+    notes = []
+    for preset in dict.fromkeys(presets):
+        names = [binding.name for binding in policy.secrets if binding.preset == preset]
+        if not names or any(name in bindings or environment.get(name) for name in names):
+            continue
+        said = f"{names[0]} is" if len(names) == 1 else f"{', '.join(names)} are"
+        notes.append(
+            f"preset {preset}: {said} not set; sudo passes on only what --preserve-env names"
+        )
+    return notes
 
 
 def _reader(binding: Binding) -> tuple[str, Rule] | None:
@@ -177,11 +234,9 @@ def notes_on(policy: Policy, bindings: Iterable[Binding]) -> tuple[str, ...]:
     for binding in bindings:
         if binding.expose == "env" or not binding.hosts:
             continue
-        is_reachable = False
         for rule, endpoint in endpoints:
             if not any(_overlaps(host, endpoint.host) for host in binding.hosts):
                 continue
-            is_reachable = True
             inspection = endpoint.inspection
             if inspection is not None and inspection.tls == "skip":
                 why = "`tls: skip`"
@@ -193,7 +248,7 @@ def notes_on(policy: Policy, bindings: Iterable[Binding]) -> tuple[str, ...]:
                 f"{binding.name} is not put in on the way to {endpoint.host}: "
                 f"{why} of {rule.text} keeps its TLS closed"
             )
-        if not is_reachable:
+        if not _is_reachable(policy, binding):
             notes.append(f"{binding.name} has nowhere to go: no rule allows its hosts")
     return tuple(notes)
 

@@ -27,17 +27,28 @@ usage: netns-debug COMMAND [SANDBOX] [--json]
   list              the running sandboxes
   show [SANDBOX]    one of them, whole
   stats [SANDBOX]   refused connects: exact counts by reason, and where to
-  flows [SANDBOX]   open flows: process, host, entry, bytes, age
+  flows [SANDBOX]   open and recent flows: process, host, bytes, rates, round-trip times,
+                    retransmits, WebSocket state
+  top [SANDBOX]     the same, live, with sparklines of refusals and traffic
+  why HOST[:PORT]   whether it is allowed, at which step it stopped, and what would allow it
+  enter [SANDBOX] [-- CMD]
+                    a shell, or CMD, inside: the same namespaces, policy and restrictions
+  metrics [--listen ADDR:PORT]
+                    Prometheus metrics of all sandboxes, once or for scrapes
+  trace [SANDBOX]   what happens, as it happens: refusals, decisions, upstream's failures
+  learn -- CMD      run CMD in report mode and write the policy that it needs
+  ws [SANDBOX]      WebSockets that failed: who ended it, the evidence, what to do
   policy SANDBOX --set FILE
                     replace the policy while it runs: flows that it would refuse are closed,
                     all others stay; a file that does not load changes nothing
   preset list       the shipped presets
   preset show NAME  one of them: hosts, ports, and where its secrets go
   doctor            what a sandbox needs of this machine, and what is missing
+  doctor SANDBOX    is it well: proxy, DNS, MTU, trust, clock, probe, uplink, resolver, firewall
   gc                remove what killed sandboxes left
 
 SANDBOX may be left out while only one is running. --json on each.
-exit status: 0; 1 from doctor if a sandbox could not start; 125 for any error
+exit status: 0; 1 from doctor if a sandbox could not start or is not well; 125 for any error
 """
 
 
@@ -66,20 +77,26 @@ def _status() -> int:
 
 
 def _run(words: list[str]) -> int:
-    as_json = "--json" in words
-    rest = [word for word in words if word != "--json"]
+    # What follows `--` is somebody else's command line.
+    ours = words.index("--") if "--" in words else len(words)
+    as_json = "--json" in words[:ours]
+    rest = [word for word in words[:ours] if word != "--json"]
     if not rest or rest[0] in ("--help", "-h"):
         sys.stdout.write(USAGE)
         return 0 if rest else EXIT_FAILED
     if rest[0] == "--version":
         sys.stdout.write(f"netns-debug {__version__}\n")
         return 0
+    if rest[0] in _EXPLAINING:
+        return _explain(rest[0], rest[1:], words[ours:], as_json=as_json)
+    rest += words[ours:]
     if any(word in ("--help", "-h") for word in rest[1:]):
         sys.stdout.write(USAGE)
         return 0
     command = _COMMANDS.get(rest[0])
     if command is None:
-        raise UsageError(f"unknown command {rest[0]}", remedy=f"use one of {', '.join(_COMMANDS)}")
+        known_commands = ", ".join([*_COMMANDS, *_EXPLAINING])
+        raise UsageError(f"unknown command {rest[0]}", remedy=f"use one of {known_commands}")
     known = ("--set",) if rest[0] == "policy" else ()
     option = next((word for word in rest[1:] if word.startswith("-") and word not in known), None)
     if option is not None:
@@ -87,6 +104,18 @@ def _run(words: list[str]) -> int:
     if os.geteuid() != 0 and rest[0] not in ("doctor", "preset"):
         raise UsageError("needs root", remedy="run sudo netns-debug …")
     return command(rest[1:], as_json)
+
+
+def _explain(command: str, words: list[str], after: list[str], *, as_json: bool) -> int:
+    """Run a command of netns_runtime/debug, which none of the others imports."""
+    from importlib import import_module
+
+    module = import_module(_EXPLAINING[command])
+    if any(word in ("--help", "-h") for word in words):
+        sys.stdout.write(getattr(module, "USAGE", USAGE))
+        return 0
+    status: int = module.main([*words, *after], as_json)
+    return status
 
 
 def _only(words: list[str], command: str) -> None:
@@ -181,29 +210,6 @@ def _stats(words: list[str], as_json: bool) -> int:
     return 0
 
 
-def _flows(words: list[str], as_json: bool) -> int:
-    record = _chosen(words, "flows")
-    flows = _answer(record, {"command": "flows"})["flows"]
-    if as_json:
-        say_json(flows)
-        return 0
-    rows = [
-        (
-            flow.get("flow", "-"),
-            flow.get("comm", "-"),
-            flow.get("pid", "-"),
-            f"{flow.get('host') or flow.get('address')}:{flow.get('port')}",
-            flow.get("entry", "-"),
-            flow.get("bytes_out", 0),
-            flow.get("bytes_in", 0),
-            f"{flow.get('duration_ms', 0) / 1000:.1f}s",
-        )
-        for flow in flows
-    ]
-    say(columns(("FLOW", "PROCESS", "PID", "HOST", "ENTRY", "OUT", "IN", "AGE"), rows))
-    return 0
-
-
 def _policy(words: list[str], as_json: bool) -> int:
     if len(words) != 3 or words[1] != "--set":
         raise UsageError("policy takes SANDBOX --set FILE", remedy="see netns-debug --help")
@@ -212,11 +218,13 @@ def _policy(words: list[str], as_json: bool) -> int:
 
     text = read_text(words[2])
     request = {"command": "policy", "name": os.path.abspath(words[2]), "text": text}
-    closed = _answer(record, request)["closed"]
+    told = _answer(record, request)
+    closed, notes = told["closed"], told.get("notes", [])
     if as_json:
-        say_json({"sandbox": record.name, "closed": closed})
+        say_json({"sandbox": record.name, "closed": closed, "notes": notes})
     else:
-        say(f"{record.name} has the new policy; flows it refuses that were closed: {closed}")
+        flows = "1 flow" if closed == 1 else f"{closed} flows"
+        say("; ".join([f"{record.name} has the new policy: closed {flows}", *notes]))
     return 0
 
 
@@ -242,7 +250,10 @@ def _answer(record: state.Record, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _doctor(words: list[str], as_json: bool) -> int:
-    _only(words, "doctor")
+    if words:
+        from netns_runtime.debug.doctor import main as examine
+
+        return examine(words, as_json)
     from netns_runtime.doctor import checks
 
     found = checks()
@@ -285,11 +296,22 @@ _COMMANDS: Final[dict[str, Callable[[list[str], bool], int]]] = {
     "list": _list,
     "show": _show,
     "stats": _stats,
-    "flows": _flows,
     "policy": _policy,
     "preset": _preset,
     "doctor": _doctor,
     "gc": _gc,
+}
+
+# Each has `main(words, as_json) -> int` and, if it likes, a USAGE of its own.
+_EXPLAINING: Final[dict[str, str]] = {
+    "enter": "netns_runtime.debug.enter",
+    "flows": "netns_runtime.debug.flows",
+    "metrics": "netns_runtime.debug.metrics",
+    "top": "netns_runtime.debug.top",
+    "trace": "netns_runtime.debug.trace",
+    "why": "netns_runtime.debug.why",
+    "learn": "netns_runtime.debug.learn",
+    "ws": "netns_runtime.debug.ws",
 }
 
 if __name__ == "__main__":

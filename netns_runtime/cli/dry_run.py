@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from netns_runtime import layout
+from netns_runtime.cli.dry_policy import policy_lines
 from netns_runtime.cli.text import printable, say
 from netns_runtime.firewall.ruleset import gateway_ruleset
 from netns_runtime.namespace.netlink import kernel_has_ipv6, link_plan
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show(request: Request) -> None:
-    """Print addresses, links, ruleset, probe, policy and how CMD would enter."""
+    """Print addresses, links, ruleset, probe, policy with its notes, and how CMD would enter."""
     from netns_runtime.entering import enter_plan
 
     has_ipv6 = kernel_has_ipv6()
@@ -36,6 +37,10 @@ def show(request: Request) -> None:
         say(f"  {line}")
     say("policy")
     for line in policy_lines(request) or ["nothing is allowed"]:
+        say(f"  {printable(line)}")
+    if request.policy.notes:
+        say("notes")
+    for line in dict.fromkeys(request.policy.notes):
         say(f"  {printable(line)}")
     if request.supplied is not None:
         say("secrets")
@@ -65,15 +70,3 @@ def secret_lines(supplied: Supplied) -> list[str]:
         f"{entry['name']} from {supplied.sources[entry['name']]} {told(entry)}, by {entry['rule']}"
         for entry in supplied.listed()
     ]
-
-
-def policy_lines(request: Request) -> list[str]:
-    """One line for each endpoint of each rule."""
-    lines = []
-    for rule in request.policy.rules:
-        for endpoint in rule.endpoints:
-            ports = "any port" if endpoint.ports is None else ",".join(map(str, endpoint.ports))
-            lines.append(f"allow {endpoint.host or endpoint.allowed_ips} {ports} by {rule.text}")
-    if request.spec.report:
-        lines.append("--report: what nothing above allows is allowed too, and said")
-    return lines

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from netns_runtime.errors import UsageError
 from netns_runtime.spec import (
+    AUDIT_FORMATS,
     PROBES,
     Spec,
     parse_descriptor,
@@ -36,8 +37,11 @@ Runs CMD in its own network namespace. Whatever leaves it goes through the proxy
                          (default env:NAME), file:PATH or fd:N; repeatable
   --uplink NETNS         dial from this namespace (name or path) instead of the host's
   --resolver ADDR[:PORT] resolve upstream names here instead of with the host's resolver
-  --upstream-ca FILE     extra roots that CMD trusts, in PEM
+  --upstream-ca FILE     extra roots, in PEM, for verifying upstream certificates; CMD trusts
+                         them too
   --audit FILE|fd:N      JSON lines, one event each
+  --audit-format json|ocsf
+                         the contract's own names (default), or OCSF 1.x classes
   --status-fd N          JSON lines: started (ids, pid), exited (code)
   --user NAME|UID        run CMD as; default: who called sudo
   --read-only            file system read-only except the working directory, a private
@@ -45,12 +49,14 @@ Runs CMD in its own network namespace. Whatever leaves it goes through the proxy
   --writable PATH        writable, or visible under /tmp; repeatable; `/` turns --read-only off
   --expose-socket PATH   let one unix socket of the host in; repeatable
   --keep-fd N            let one inherited descriptor in; repeatable
-  --limit KEY=N          flows (open at once, 10000), pids, memory (bytes, or with k, m, g);
-                         repeatable
+  --limit KEY=N          flows (open at once, 10000), names (invented under wildcards, 1000),
+                         pids, memory (bytes, or with k, m, g); repeatable
   --name NAME            of the sandbox; default: generated
   --probe auto|bpf|nft   default auto: bpf where the kernel has it
   --report               allow what the policy would refuse, and say so
-  --dry-run              print addresses, ruleset and probes; change nothing
+  --inspect              terminate TLS to ports 443 and 8443 wherever no rule says `tls: skip`,
+                         so that the audit has the requests
+  --dry-run              print addresses, ruleset, probes, policy and mounts; change nothing
   -v, --verbose          say what happens, and why something was refused, on stderr
   --version, --help
 
@@ -104,6 +110,7 @@ _VALUES: Final[dict[str, _Put]] = {
     "--resolver": _store("resolver", parse_resolver),
     "--upstream-ca": _store("upstream_ca"),
     "--audit": _store("audit"),
+    "--audit-format": _store("audit_format", _choice("--audit-format", AUDIT_FORMATS)),
     "--status-fd": _store("status_fd", lambda text: parse_descriptor("--status-fd", text)),
     "--user": _store("user"),
     "--writable": _append("writable"),
@@ -116,6 +123,7 @@ _VALUES: Final[dict[str, _Put]] = {
 _FLAGS: Final = {
     "--read-only": "read_only",
     "--report": "report",
+    "--inspect": "inspect",
     "--dry-run": "dry_run",
     "--verbose": "verbose",
     "-v": "verbose",
@@ -172,5 +180,5 @@ def parse_command_line(words: Sequence[str]) -> Spec | str:
 def _suggestion(option: str) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(option, [*_VALUES, *_FLAGS, *INFORMATION], 1)
+    near = get_close_matches(option, [*_VALUES, *_FLAGS, *INFORMATION], 1, 0.75)
     return f"did you mean {near[0]}?" if near else "see netns-run --help"

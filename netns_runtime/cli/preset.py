@@ -27,7 +27,7 @@ def list_presets(*, as_json: bool) -> None:
 def show_preset(name: str, *, as_json: bool) -> None:
     """Print one preset as YAML, or as JSON. Raises UsageError for a name that is none."""
     account = account_of(resolve_user(None, os.environ), os.environ)
-    text = presets.text_of(name, account)
+    text = presets.text_of(name, account, "preset show")
     if not as_json:
         say(text.rstrip("\n"))
         return

@@ -79,10 +79,10 @@ def _run(words: list[str]) -> int:
     from netns_runtime.request import resolve
 
     with resolve(spec, os.environ) as request:
-        if spec.verbose:
+        if spec.verbose and not spec.dry_run:
             from netns_runtime.supervise import complain
 
-            for note in request.policy.notes:
+            for note in dict.fromkeys(request.policy.notes):
                 complain(note)
         if spec.dry_run:
             from netns_runtime.cli.dry_run import show

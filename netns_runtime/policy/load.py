@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from netns_runtime.address import AddressError
 from netns_runtime.policy import schema
 from netns_runtime.policy.hosts import canonical_pattern
-from netns_runtime.policy.load_requests import read_requests
+from netns_runtime.policy.load_requests import ENFORCED, read_requests
 from netns_runtime.policy.load_secrets import read_secrets
 from netns_runtime.policy.nodes import Reader, compose, line_of, shown, type_of
 from netns_runtime.policy.rules import Binary, Endpoint, Inspection, Policy, Rule
-from netns_runtime.policy.secrets import notes_on_skips
 
 if TYPE_CHECKING:
     import yaml
@@ -60,7 +59,6 @@ class _Loader:
         secrets: tuple[Binding, ...] = ()
         if "secrets" in top:
             secrets = read_secrets(self.reader, top["secrets"], self.binary)
-            self.notes += notes_on_skips(rules, secrets)
         return Policy(rules, tuple(dict.fromkeys(self.notes)), secrets)
 
     def note(self, node: yaml.Node, text: str) -> None:
@@ -126,8 +124,9 @@ class _Loader:
                 f"this version cannot apply this restriction on requests (`{found.missing}`), so "
                 f"what this endpoint allows is refused; {schema.UNENFORCED_REMEDY}",
             )
-        if found.note is not None:
-            self.note(fields[found.note[0]][0], found.note[1])
+        for key, text in found.notes:
+            if text != ENFORCED or not any(note.endswith(ENFORCED) for note in self.notes):
+                self.note(fields[key][0], text)
         unenforced = f"a restriction on requests (`{found.missing}`)" if found.missing else None
         return Endpoint(host, ports, allowed, line_of(node), inspection, unenforced, found.rules)
 
@@ -143,6 +142,10 @@ class _Loader:
         try:
             return canonical_pattern(text)
         except AddressError as error:
+            if "/" in text or text.count(":") == 1 or text.startswith("["):
+                what = f"{shown(text)} is more than a host"
+                remedy = "give the host alone; ports go in `port`"
+                raise self.reader.error(value, "host", what, remedy) from None
             remedy = "give a name, *.example.com or an IP address; ports go in `port`"
             raise self.reader.error(value, "host", str(error), remedy) from None
 
@@ -218,9 +221,15 @@ class _Loader:
     def rules(self, node: yaml.Node) -> tuple[dict[str, Any], ...]:
         found = []
         for item in self.reader.sequence(node, "rules"):
-            entry = self.reader.mapping(item, "rules", {"allow"})
-            if "allow" not in entry:
-                raise self.reader.error(item, "rules", "a rule wraps its matcher in `allow`")
+            entry = self.reader.mapping(item, "rules")
+            bare = next((key for key in entry if key in schema.MATCHER), None)
+            if bare is not None or not entry:
+                node = entry[bare][0] if bare is not None else item
+                raise self.reader.error(
+                    *(node, bare or "rules", "a rule wraps its matcher in `allow`"),
+                    "write `- allow: {method: GET, path: /v1/**}`",
+                )
+            self.reader.mapping(item, "rules", {"allow"})
             found.append({"allow": self.matcher(entry["allow"][1], "allow")})
         return tuple(found)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from netns_runtime.policy import schema
 from netns_runtime.policy.globs import EVERY_PATH, glob_fault, path_fault
 from netns_runtime.policy.matchers import (
+    MESSAGES,
     TEXT,
     Condition,
     Matcher,
@@ -34,15 +35,24 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _MATCHER: Final = frozenset({"method", "path", "query", "message"})
 _SCALARS: Final = frozenset({"str", "int", "float", "bool", "null"})
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})(?:\.[0-9]{1,18})?")
+ENFORCED: Final = (
+    "rules on requests are enforced where `enforcement` is missing; OpenShell only audits"
+)
+"""A note that a file gets once, at the first such endpoint."""
+_NO_UPGRADE: Final = (
+    "no rule of this endpoint allows the upgrade (`method: GET`) to a WebSocket, so its rules for "
+    "messages match nothing"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What was found: rules, or the key that cannot be applied; `note` for the user."""
+    """What was found: rules, or the key that cannot be applied; `notes` (key, text) for the
+    user."""
 
     rules: RequestRules | None = None
     missing: str | None = None
-    note: tuple[str, str] | None = None
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 def read_requests(
@@ -57,9 +67,9 @@ def read_requests(
     if missing is not None and inspection.enforcement == "audit":
         note = missing, "this restriction on requests, in audit mode, is not evaluated"
         if inspection.tls == "skip" or inspection.protocol == "sql":
-            return Requests(note=note)
+            return Requests(notes=(note,))
         every = RequestRules("rest", preset("full", "rest"), path=path, audits=True, where=where)
-        return Requests(every, note=note)
+        return Requests(every, notes=(note,))
     if missing is not None:
         return Requests(RequestRules(path=path, where=where), missing)
     if inspection.protocol not in {None, "rest", "websocket", "graphql"}:
@@ -80,15 +90,16 @@ def read_requests(
     refused = f"{reader.name}:{line_of(refuses)}" if refuses is not None else None
     if protocol == "graphql":
         refused = where
-    added = None
+    added: list[tuple[str, str]] = []
     if inspection.protocol is None and (key in fields or "path" in fields):
         key = key if key in fields else "path"
-        added = key, f"`{key}` without `protocol` is applied as with `protocol: rest`"
+        added.append((key, f"`{key}` without `protocol` is applied as with `protocol: rest`"))
     elif inspection.enforcement is None and key in fields and inspection.access != "full":
-        added = (
-            key,
-            "rules on requests are enforced where `enforcement` is missing; OpenShell only audits",
-        )
+        added.append((key, ENFORCED))
+    if (refused or not any(item.has_method("GET") for item in allows)) and any(
+        item.method in MESSAGES for item in allows
+    ):
+        added.append((key, _NO_UPGRADE))
     return Requests(
         RequestRules(
             protocol,
@@ -102,7 +113,7 @@ def read_requests(
             where,
         ),
         None,
-        added,
+        tuple(added),
     )
 
 

@@ -10,6 +10,7 @@
             when: {pointer: /op, in: [2, 6]}
         expose: placeholder | endpoint | env
         codings: [gzip, deflate]
+        plain_http: true | false
         binaries: [{path: /usr/bin/node}]
 
 Unknown keys, names and slots that cannot work end in one UsageError with file, line and key.
@@ -113,6 +114,7 @@ def _binding(
         _codings(reader, fields),
         _executables(reader, fields, key_node, expose, read_binary),
         f"{shown(name)} ({reader.name}:{line_of(key_node)})",
+        "plain_http" in fields and reader.boolean(fields["plain_http"][1], "plain_http"),
     )
 
 

@@ -9,6 +9,7 @@ and is refused, unless a WEBSOCKET_BINARY rule allows the binary. Pure.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from netns_runtime.policy.matchers import Matcher
 
 _SHOWN: Final = 40
+# Lenient readers of JSON take comments for space.
+_LEAD: Final = re.compile(r"(?:[\s\ufeff\x00]+|/\*.*?\*/|(?://|#)[^\r\n]*)*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +185,8 @@ def _denied(found: MessageRule, what: str, why: str | None) -> RequestDecision:
 def _ambiguity(text: str, document: object | None) -> str | None:
     """Why a text has no one reading as JSON, or None; a text that is plainly no JSON has none."""
     if document is None:
-        if text.lstrip("\ufeff \t\r\n")[:1] in {"{", "["}:
+        lead = _LEAD.match(text)
+        if text[lead.end() if lead else 0 :][:1] in {"{", "["}:
             return "it looks like JSON and is not"
         return None
     if not isinstance(document, (dict, list)):

@@ -35,6 +35,25 @@ _TYPES: Final = {
     "null": "nothing",
     "timestamp": "a date",
 }
+# What a person may have meant to write, by key and by type.
+_SHAPES: Final = {
+    "policy": "a policy begins with `network_policies:` and its rules",
+    "network_policies": "write `NAME:` and below it `endpoints:`",
+    "endpoints": "write `- {host: api.example.com, port: 443}`",
+    "binaries": "write `- {path: /usr/bin/curl}`",
+    "rules": "write `- allow: {method: GET, path: /v1/**}`",
+    "allow": "write `- allow: {method: GET, path: /v1/**}`",
+    "deny_rules": "write `- {method: GET, path: /admin/**}`",
+    "message": "write {pointer: /op, in: [1]}",
+    "secrets": "write `NAME:` and below it `hosts:` and `slots:`",
+    "slots": "write `- header: authorization`",
+}
+_SHAPE_OF: Final = {
+    "map": "write `key: value` below it, or {key: value}",
+    "seq": "write it as a list, [a, b]",
+    "int": "write a whole number without quotes",
+    "bool": "write true or false",
+}
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 _BOOLEANS: Final = {"true": True, "false": False}
 
@@ -208,7 +227,10 @@ class Reader:
 
     def _wrong(self, node: yaml.Node, key: str, wanted: str) -> UsageError:
         found = type_of(node)
-        remedy = "quote it" if wanted == "str" and found in {"int", "float", "bool"} else ""
+        if wanted == "str" and found in {"int", "float", "bool"}:
+            remedy = "quote it"
+        else:
+            remedy = _SHAPES.get(key, _SHAPE_OF.get(wanted, ""))
         return self.error(
             node, key, f"must be {_TYPES[wanted]}, not {_TYPES.get(found, shown(found))}", remedy
         )

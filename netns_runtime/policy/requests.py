@@ -5,8 +5,9 @@ All endpoints for the flow's host, port and owner are judged together, as OpenSh
 2. of those with rules, the most specific host and then the most specific `path` decide, and among
    equals what any allows is allowed;
 3. an endpoint without request rules adds nothing where another has some; `--allow` adds everything.
-Where servers differ in reading a path (`//`, `;params`, `%2F`), each reading is judged: all must be
-allowed and none denied. Pure; a refusal is a value that names the rule and the line to write.
+Where servers differ in reading a path (`//`, `;params`, `%2F`) or a query (`;`), each reading is
+judged: all must be allowed and none denied, nor what is percent-encoded over and over. Pure; a
+refusal is a value that names the rule and the line to write.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from netns_runtime.address import HostPort
     from netns_runtime.owner import Owner
     from netns_runtime.policy.decision import Decision
-    from netns_runtime.policy.matchers import RequestRules
+    from netns_runtime.policy.matchers import Pairs, RequestRules
     from netns_runtime.policy.rules import Candidate, Policy
 
 __all__ = [
@@ -42,6 +43,10 @@ __all__ = [
 MAX_UNITED: Final = 512
 """Targets and owners whose endpoints are kept put together, for each policy."""
 _PARAMS: Final = re.compile(r"(?:;|%3B)[^/]*")
+MAX_LAYERS: Final = 8
+"""How often a path is read over; `wire.path` refuses what is encoded more often than that."""
+_ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+_UNRESERVED: Final = re.compile(r"[A-Za-z0-9._~-]")
 _SLASHES: Final = re.compile(r"//+")
 _EVERYTHING: Final = Matcher("*", "**")
 
@@ -76,6 +81,8 @@ def decide_request(
     noted: RequestDecision | None = None
     # An encoded slash that an endpoint takes is data to what allows, and a slash to what denies.
     denied = [*readings, *_readings(path.replace("%2F", "/"))] if "%2F" in path else readings
+    if "%25" in path:
+        denied = [*denied, *(once for inner in _layers(path) for once in _readings(inner))]
     for reading in denied:
         refused = _denial(united, reading, method, asked)
         if refused is not None and not refused.noted:
@@ -160,15 +167,36 @@ def _readings(path: str) -> tuple[str, ...]:
     )
 
 
+def _layers(path: str) -> tuple[str, ...]:
+    """The path as servers read it that decode again, once and over again."""
+    found: list[str] = []
+    while "%25" in path and len(found) < MAX_LAYERS:
+        path = _ESCAPE.sub(_decoded, path.replace("%25", "%"))
+        found.append(path)
+    return tuple(found)
+
+
+def _decoded(found: re.Match[str]) -> str:
+    character = chr(int(found[1], 16))
+    return character if _UNRESERVED.match(character) else found[0].upper()
+
+
+def _split_again(pairs: Pairs) -> Pairs:
+    """The parameters as servers read them for which `;` parts them too; none where none has one."""
+    if not any(";" in name or ";" in value for name, value in pairs):
+        return ()
+    parts = (part for pair in pairs for part in "=".join(pair).split(";"))
+    return tuple((name, value) for name, _, value in (part.partition("=") for part in parts))
+
+
+def _allows(matcher: Matcher, path: str, pairs: Pairs) -> bool:
+    again = _split_again(pairs)
+    return matcher.allows(path, pairs) and (not again or matcher.allows(path, again))
+
+
 def _denial(united: _United, path: str, method: str, asked: Asked) -> RequestDecision | None:
     noted: RequestDecision | None = None
-    pairs = asked.query
-    if any(";" in value for _, value in pairs):
-        pairs += tuple(
-            (name, value)
-            for pair in pairs
-            for name, _, value in (part.partition("=") for part in pair[1].split(";")[1:])
-        )
+    pairs = asked.query + _split_again(asked.query)
     for member in united.members:
         rules = member.rules
         if (not rules.denies and rules.refuses_websocket is None) or not rules.selects(path):
@@ -222,7 +250,7 @@ def _allowance(
         )
     for member in group:
         for matcher in member.rules.allows:
-            if matcher.has_method(method) and matcher.allows(path, asked.query):
+            if matcher.has_method(method) and _allows(matcher, path, asked.query):
                 messages = None
                 if asked.is_websocket:
                     messages = _message_rules(united, group, member.rule, path, asked)

@@ -90,7 +90,7 @@ ACCESS: Final = frozenset({"read-only", "read-write", "full"})
 ENFORCEMENT: Final = frozenset({"enforce", "audit"})
 TLS: Final = frozenset({"skip", "terminate", "passthrough"})
 WEBSOCKET: Final = frozenset({"allow", "refuse"})
-SECRET: Final = frozenset({"hosts", "slots", "expose", "codings", "binaries"})
+SECRET: Final = frozenset({"hosts", "slots", "expose", "codings", "binaries", "plain_http"})
 
 _NEEDS_RULES: Final = frozenset({"rest", "websocket", "graphql"})
 _OPAQUE: Final = frozenset({"mcp", "json-rpc", "sql"})
@@ -103,25 +103,30 @@ UNENFORCED_REMEDY: Final = (
 )
 
 
-def contradiction(inspection: Inspection) -> tuple[str, str] | None:
-    """The key and the reason why OpenShell itself rejects the endpoint, or None."""
+def contradiction(inspection: Inspection) -> tuple[str, str, str] | None:
+    """The key, the reason why OpenShell itself rejects the endpoint, and a remedy; or None."""
     if inspection.protocol == "tcp":
         for key in ("access", "rules", "deny_rules", "enforcement", "path"):
             if getattr(inspection, key):
-                return key, "`protocol: tcp` takes no request fields"
+                return key, "`protocol: tcp` takes no request fields", "remove the one or the other"
     if inspection.access and inspection.rules:
-        return "rules", "`access` and `rules` cannot be combined"
+        remedy = "keep `rules`, or `access`, which stands for rules of its own"
+        return "rules", "`access` and `rules` cannot be combined", remedy
     if inspection.deny_rules and not inspection.protocol:
-        return "deny_rules", "needs `protocol`"
+        return "deny_rules", "needs `protocol`", "add `protocol: rest` and `access` or `rules`"
     if inspection.protocol in _NEEDS_RULES and not (inspection.access or inspection.rules):
-        return "protocol", f"`{inspection.protocol}` needs `access` or `rules`"
+        remedy = "add `access: read-only`, `read-write` or `full`, or `rules`"
+        return "protocol", f"`{inspection.protocol}` needs `access` or `rules`", remedy
     if inspection.websocket == "refuse":
         if inspection.protocol in {"tcp", "websocket"}:
-            return "websocket", f"`refuse` contradicts `protocol: {inspection.protocol}`"
+            text = f"`refuse` contradicts `protocol: {inspection.protocol}`"
+            return "websocket", text, "remove the one or the other"
         if inspection.tls == "skip":
-            return "websocket", "nobody sees an upgrade where `tls` is `skip`"
+            text = "nobody sees an upgrade where `tls` is `skip`"
+            return "websocket", text, "remove the one or the other"
     if inspection.tls == "skip" and inspection.protocol not in {None, "tcp"}:
-        return "tls", f"`skip` cannot be combined with `protocol: {inspection.protocol}`"
+        text = f"`skip` cannot be combined with `protocol: {inspection.protocol}`"
+        return "tls", text, "remove `tls: skip` to have requests judged, or `protocol` to have none"
     return None
 
 

@@ -33,22 +33,32 @@ def names() -> tuple[str, ...]:
     return tuple(sorted([*CONFIGURED, *(path.stem for path in _PLACE.glob("*.yaml"))]))
 
 
-def text_of(name: str, account: Account) -> str:
-    """The YAML of the preset `name` for the user `account`. Raises UsageError."""
+def text_of(name: str, account: Account, said: str = "--preset") -> str:
+    """The YAML of the preset `name` for the user `account`; `said` is what asked for it. Raises
+    UsageError."""
     if name in CONFIGURED:
         from netns_runtime.presets.origin import yaml_of
 
         origins = import_module(f"netns_runtime.presets.{name}").origins(account)
         return yaml_of(name, CONFIGURED[name], origins)
     if name not in names():
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, names(), 1)
         raise UsageError(
-            f"--preset {name if name.isascii() and name.isprintable() else ascii(name)}: no such",
-            remedy=f"did you mean {near[0]}?" if near else f"use one of {', '.join(names())}",
+            f"{said} {name if name.isascii() and name.isprintable() else ascii(name)}: "
+            "no such preset",
+            remedy=_remedy_for(name),
         )
     return shipped(name)
+
+
+def _remedy_for(name: str) -> str:
+    from difflib import get_close_matches
+
+    known = f"they are {', '.join(names())}"
+    words = name.replace(",", " ").split()
+    if len(words) > 1 and all(word in names() for word in words):
+        return "repeat --preset: " + " ".join(f"--preset {word}" for word in words)
+    near = get_close_matches(name, names(), 1, 0.75)
+    return f"did you mean {near[0]}? {known}" if near else known
 
 
 def shipped(name: str) -> str:

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.errors import UsageError
-from netns_runtime.presets.origin import Origin, parse_origin
+from netns_runtime.presets.origin import Origin, no_origin, parse_origin
 
 if TYPE_CHECKING:
     from netns_runtime.presets.account import Account
@@ -31,6 +31,9 @@ def origins(account: Account) -> list[Origin]:
         settings["registry"] = ((said or "").strip(), "npm's own default")
     found = (parse_origin(url, f"{key} of {said_by}") for key, (url, said_by) in settings.items())
     known = [origin for origin in found if origin is not None]
+    if not known and settings["registry"][0]:
+        wrong = no_origin("registry", settings["registry"][1], settings["registry"][0])
+        raise UsageError(f"--preset npm: {wrong}", remedy="correct it")
     if not known:
         raise UsageError(
             "--preset npm: no registry is configured and npm cannot be asked for its own",

@@ -39,6 +39,13 @@ def parse_origin(url: str, said_by: str) -> Origin | None:
         return None
 
 
+def no_origin(key: str, said_by: str, url: str) -> str:
+    """What is wrong with a setting whose value is no such URL; a password in it is not shown."""
+    setting = f"{key} of {said_by}" if "/" in said_by else said_by
+    shown = f"...{url[url.rindex('@') :]}" if "@" in url else url
+    return f"{setting} is {_line(repr(shown[:80]))}, which is no http or https URL"
+
+
 def yaml_of(name: str, about: str, origins: Iterable[Origin]) -> str:
     """A policy that allows GET, HEAD and OPTIONS at each origin, once."""
     lines = [f"# {about}", "version: 1", "network_policies:", f"  {name}:", "    endpoints:"]

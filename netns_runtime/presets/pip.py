@@ -11,7 +11,7 @@ import configparser
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.errors import UsageError
-from netns_runtime.presets.origin import Origin, parse_origin
+from netns_runtime.presets.origin import Origin, no_origin, parse_origin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,17 +28,22 @@ _ASK: Final = (
 def origins(account: Account) -> list[Origin]:
     """Raises UsageError where no index is known."""
     found: list[Origin] = []
+    wrong = ""
     has_index = False
     for key, url, said_by in _settings(account):
         origin = parse_origin(url, f"{key} of {said_by}")
         has_index = has_index or key == "index-url"
         if origin is not None:
             found.append(origin)
+        elif key != "find-links" and not url.startswith("file:"):
+            wrong = wrong or no_origin(key, said_by, url)
     own = _own(account)
     if not has_index:
         found += own
     elif any(origin.target == own[0].target for origin in found if own):
         found += own[1:]
+    if not found and wrong:
+        raise UsageError(f"--preset pip: {wrong}", remedy="correct it")
     if not found:
         raise UsageError(
             "--preset pip: pip has no index configured and cannot be asked for its own",
@@ -87,7 +92,7 @@ def _settings(account: Account) -> Iterator[tuple[str, str, str]]:
         else:
             chosen = [value for (_, name), value in values.items() if name == key]
         for value, said_by in chosen:
-            for url in value.split():
+            for url in [value] if key == "index-url" else value.split():
                 yield key, url, said_by
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from netns_runtime.audit import AuditError
 from netns_runtime.policy import decide
 from netns_runtime.policy.hosts import is_wildcard
+from netns_runtime.policy.secrets import bound_to
 from netns_runtime.proxy.dial import Dialled, candidates_of, dial
 from netns_runtime.proxy.flow import Ended, Flow, owner_fields
 from netns_runtime.proxy.peer import Peer
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from netns_runtime.wire import ProtocolError
     from netns_runtime.wire.head import RequestHead
 
+_HTTP: Final = 80
 LINGER: Final = 2.0
 LINGER_BYTES: Final = 1 << 20
 # RFC 8446, 6: a fatal access_denied (49) in a record of the version every client takes.
@@ -162,7 +164,11 @@ def refused_by_decision(sandbox: Sandbox, flow: Flow) -> Refusal | None:
     """What the flow's decision says, if it says no. In report mode it is only noted."""
     if flow.decision.action != "refuse":
         return _past_names(sandbox, flow)
-    refusal = refusal_of(flow.decision, flow.target.host, flow.target.port)
+    host, port = _parts_of(flow)
+    refusal = refusal_of(flow.decision, host, port)
+    if port == _HTTP and sandbox.config.secrets and bound_to(sandbox.config.secrets, host):
+        # To allow port 80 would be the way to a value in plain text.
+        refusal = replace(refusal, remedy=f"use https://{host}/")
     if sandbox.config.report:
         flow.noted = refusal
         return None
@@ -232,6 +238,7 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
     if unrecorded is not None:
         return unrecorded
     sandbox.flows[flow.id] = flow
+    began = trio.current_time()
     try:
         outcome = await dial(sandbox, flow.target, addresses)
     except BaseException as error:
@@ -251,6 +258,8 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
         sandbox.close_flow(flow, ended_by(outcome))
     else:
         flow.address = outcome.address
+        flow.sockets = client.sock, outcome.sock
+        sandbox.tallies.took("connect", trio.current_time() - began)
     return outcome
 
 
@@ -302,7 +311,7 @@ def hand_over(
     if tunnel.closed is not None:
         flow.cut = partial(relay.cut, tunnel)
 
-        def progress() -> tuple[tuple[str, int], ...]:
+        def progress() -> tuple[tuple[str, Any], ...]:
             moved_in, moved_out = tunnel.bytes_in, tunnel.bytes_out
             return ("bytes_in", moved_in + counted[0]), ("bytes_out", moved_out + counted[1])
 

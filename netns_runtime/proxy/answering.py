@@ -51,14 +51,15 @@ class UpstreamFailed(Exception):
 class Answering:
     """The response side of one exchange.
 
-    `log` is told the status before the client is. `has_begun` says that the client may have part of
+    `log` is told the status before the client is; `heard` and `phrase` are then what came with it,
+    without upstream's hop-by-hop headers. `has_begun` says that the client may have part of
     the response, `closes` that its connection carries no other request.
     """
 
     __slots__ = (
         *("_bound", "_client", "_gathered", "_head", "_held", "_is_chunked", "_log", "_masker"),
         *("_out", "_pending", "_reader", "_sending", "_upstream", "closes", "has_begun"),
-        *("_gathered_size", "_reserved", "_status", "switched_headers"),
+        *("_gathered_size", "_reserved", "_status", "heard", "phrase", "switched_headers"),
     )
 
     def __init__(
@@ -91,6 +92,8 @@ class Answering:
         self.has_begun = False
         self.closes = head.version != (1, 1) or b"close" in head.words(b"connection")
         self.switched_headers: Headers = []
+        self.heard: Headers = []
+        self.phrase = b""
 
     @property
     def is_reusable(self) -> bool:
@@ -207,6 +210,7 @@ class Answering:
         if self.closes:
             headers.append((b"Connection", b"close"))
         self.has_begun = True
+        self.heard, self.phrase = headers, first[len("HTTP/1.1 200 ") :]
         self._log(self._status)
         self._put(write_head(first, headers))
 
@@ -255,8 +259,9 @@ class Answering:
         raise UpstreamFailed(reason, str(error)) from error
 
     def _switch(self, event: h11.InformationalResponse) -> None:
-        self._log(101)
         self.switched_headers = self._masked(end_to_end(event.headers.raw_items()))
+        self.heard = self.switched_headers
+        self._log(101)
         self.has_begun = True
         self._put(write_head(self._status_line(event), [*self.switched_headers, *UPGRADE]))
 

@@ -5,10 +5,14 @@ us. From then on both sides send JSON objects with a `kind`:
 
     proxy → supervisor   ready · report (line) · exe (id, pid, inode, device) ·
                          owner (id, protocol, port) · flows (id, flows, more) · policy (closed) or
-                         policy (error)
+                         policy (error) · tallies (id, tallies) ·
+                         events (for, events, lost, next, more)
     supervisor → proxy   stop · exe (id, path) · owner (id, pid, comm, exe) · flows (id) ·
-                         policy, and with it the descriptor of a file (memfd) that holds a pickled
-                         `Policy`
+                         tallies (id) ·
+                         events (for, since) · policy, and with it the descriptor of a file (memfd)
+                         that holds a pickled `Policy`
+
+Events go out a batch for each that was asked for: "recent" at once, "follow" when there are any.
 
 `serve` returns at stop or at the supervisor's end.
 """
@@ -27,6 +31,7 @@ from netns_runtime.config import ProxyConfig
 from netns_runtime.errors import StepError
 from netns_runtime.owner import Owner
 from netns_runtime.policy import Policy
+from netns_runtime.recent import Recent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,6 +66,39 @@ class Control:
         self._sock = sock
         self._asked: dict[int, tuple[trio.Event, list[dict[str, Any]]]] = {}
         self._id = 0
+        self.recent = Recent()
+        self._followed: int | None = None
+        self._is_asked = False
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Remember an audit event, and tell it where somebody follows."""
+        self.recent.take(event)
+        if self._is_asked:
+            self.tell_events()
+
+    def tell_events(self) -> None:
+        """Send what the follower does not have yet; what does not get out now does with the next,
+        or at the end."""
+        if self._followed is None or self.recent.total == self._followed:
+            return
+        following = self._say_events("follow", self._followed)
+        if following is not None:
+            self._is_asked, self._followed = False, following
+
+    def _say_events(self, purpose: str, since: int) -> int | None:
+        events, lost, following = self.recent.since(since)
+        message = {"kind": "events", "for": purpose, "events": events, "lost": lost}
+        more = following < self.recent.total
+        return following if self.say(message | {"next": following, "more": more}) else None
+
+    def _on_events(self, message: dict[str, Any]) -> None:
+        since = int(message.get("since", 0))
+        if message.get("for") == "recent":
+            self._say_events("recent", since)
+            return
+        self._is_asked = True
+        self._followed = self.recent.total if since < 0 else since
+        self.tell_events()
 
     def report(self, line: str) -> None:
         """Send one line about a fault of ours; dropped where the supervisor does not keep up."""
@@ -105,6 +143,7 @@ class Control:
         self,
         flows: Callable[[], Sequence[dict[str, Any]]],
         swap: Callable[[Policy], int] | None = None,
+        tallies: Callable[[], dict[str, Any]] | None = None,
     ) -> None:
         """Read until told to stop or until the supervisor has ended. `swap` takes a new policy and
         gives the number of flows that it ended."""
@@ -131,6 +170,10 @@ class Control:
                     event.set()
                 elif kind == "flows":
                     await self._tell_flows(message.get("id"), flows())
+                elif kind == "tallies" and tallies is not None:
+                    self.say({"kind": "tallies", "id": message.get("id"), "tallies": tallies()})
+                elif kind == "events":
+                    self._on_events(message)
                 elif kind == "policy" and swap is not None:
                     self.say({"kind": "policy"} | _swapped(fds, swap))
             finally:

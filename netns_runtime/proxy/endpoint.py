@@ -116,10 +116,13 @@ def _judge(
         return _mistake(405, "a secret is read with GET")
     fault = owner_fault(readers[found[0].name], client.owner)
     if fault is not None:
+        remedy = f"list the executable in `binaries` of {found[0].binding.text}"
+        if sandbox.owners is None:
+            remedy = "executables are known only with the probe: see netns-debug doctor"
         return Refusal(
             "http_request_denied",
             f"{name} may not be read by this process: {fault}",
-            f"list the executable in `binaries` of {found[0].binding.text}",
+            remedy,
             rule=found[0].binding.text,
         )
     return found[0]

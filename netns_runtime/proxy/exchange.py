@@ -31,6 +31,7 @@ from netns_runtime.proxy.identify import fault_of_host
 from netns_runtime.proxy.inspect import Admitted, judge_request, shown_of, write_substituted
 from netns_runtime.proxy.refuse import Refusal, response_of
 from netns_runtime.proxy.sending import Sending, Unwritten
+from netns_runtime.proxy.upgrade import upgrade_fields
 from netns_runtime.proxy.upstream import Upstream, Upstreams, end
 from netns_runtime.wire import ProtocolError
 from netns_runtime.wire.forward import (
@@ -55,6 +56,9 @@ async def exchange(
     sandbox: Sandbox, client: Client, upstreams: Upstreams, head: RequestHead
 ) -> bool:
     """Serve one request whose head was read. Whether the client may send another."""
+    if upstreams.kept is not None:
+        # Who asks has taken our certificate, whatever becomes of what it asks for.
+        upstreams.kept.flow.advice = None
     try:
         if client.target is None:
             absolute = split_absolute(head)
@@ -95,7 +99,9 @@ class _Exchange:
         self.is_websocket = wants_websocket(head)
         self.flow: Flow
         self.admitted: Admitted | None = None
+        self.answering: Answering | None = None
         self.logged = False
+        self.started = trio.current_time()
 
     async def run(self, upstreams: Upstreams) -> bool:
         """Serve it; again from the decision on where a kept upstream turns out to have gone."""
@@ -131,6 +137,8 @@ class _Exchange:
 
     def _judge(self) -> Refusal | None:
         flow, target = self.flow, self.target
+        if self.admitted is not None and flow.noted is self.admitted.noted:
+            flow.noted = None  # what an earlier policy said of this request
         authority = str(target)
         if target.port == DEFAULT_PORTS[self.absolute.scheme]:
             authority = authority.rpartition(":")[0]
@@ -155,6 +163,7 @@ class _Exchange:
         upstream = upstreams.take(self.target)
         if upstream is not None:
             flow.address, flow.id = upstream.flow.address, upstream.flow.id
+            flow.sockets = self.client.sock, upstream.sock
             flow.started, upstream.flow = upstream.flow.started, flow
             self.sandbox.flows[flow.id] = flow
             unrecorded = record(self.sandbox, flow, None)
@@ -176,6 +185,8 @@ class _Exchange:
         if self.logged:
             return
         self.logged = True
+        if refusal is None:
+            self.sandbox.tallies.took("response", trio.current_time() - self.started)
         flow, admitted, noted = self.flow, self.admitted, self.flow.noted
         fields = flow.fields()
         fields |= {
@@ -186,6 +197,10 @@ class _Exchange:
             "rule": admitted.rule if admitted else flow.decision.rule,
             "said_by": "upstream",
         }
+        if self.is_websocket:
+            said = self.answering if refusal is None else None
+            heard, phrase = (said.heard, said.phrase) if said is not None else ([], b"")
+            fields |= upgrade_fields(self.head, status, heard, phrase)
         if refusal is not None:
             fields |= {"said_by": refusal.said_by, "reason": refusal.reason}
             if refusal.said_by == "policy":
@@ -224,7 +239,7 @@ class _Exchange:
         went: Ended | None = None
         owned = True
         upstream.fresh = upstream.bytes_in
-        answering = Answering(
+        self.answering = answering = Answering(
             *(self.client, self.sending, upstream, admitted.bound, self.log),
             is_upgrade=self.is_websocket,
         )
@@ -312,6 +327,7 @@ class _Exchange:
             response_headers=answering.switched_headers,
             rules=admitted.websocket,
             bound=admitted.bound,
+            kept=admitted.kept,
             to_upstream=self.client.reader.rest(),
             to_client=answering.rest(),
         )

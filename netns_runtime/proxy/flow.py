@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from netns_runtime.address import HostPort
@@ -48,6 +49,7 @@ class Flow:
 
     `policy` is the one that `decision` was made by. `noted` is what report mode let pass. `cut`,
     where there is one, ends the flow at once; `cut_short` says that it is to end before it has one.
+    `sockets` are the client's and upstream's, borrowed, for listings; they may be closed already.
     `advice` (detail, remedy) is what `flow.closed` says where nothing else is said. `upgrade` is
     what an open WebSocket was allowed as, with the rules for its messages.
     """
@@ -63,7 +65,8 @@ class Flow:
     noted: Refusal | None = None
     address: str | None = None
     cut: Callable[[Ended], None] | None = None
-    progress: Callable[[], tuple[tuple[str, int], ...]] | None = None
+    progress: Callable[[], tuple[tuple[str, Any], ...]] | None = None
+    sockets: tuple[socket.socket, socket.socket] | None = None
     cut_short: Ended | None = None
     advice: tuple[str, str] | None = None
     upgrade: tuple[Asked, WebSocketRules | None] | None = None

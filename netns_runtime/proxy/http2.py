@@ -11,7 +11,7 @@ upstream that could not be reached.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from h2.errors import ErrorCodes
@@ -376,6 +376,6 @@ class _Serving:
         said_by = "sandbox" if side is self.down else "upstream"
         self._finish(Ended(reason="connection_timeout", said_by=said_by, detail=detail))
 
-    def _progress(self) -> tuple[tuple[str, int], ...]:
+    def _progress(self) -> tuple[tuple[str, Any], ...]:
         assert self.counted is not None
         return ("bytes_in", self.counted.bytes_in), ("bytes_out", self.counted.bytes_out)

@@ -7,8 +7,9 @@ upstream's, `fail` that or, where the response has begun, a reset. It waits for 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import trio
 from h2.errors import ErrorCodes
 
 from netns_runtime.audit import AuditError
@@ -30,9 +31,13 @@ from netns_runtime.wire.mask import mask_headers
 from netns_runtime.wire.response import response_masker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from netns_runtime.proxy.http2_streams import Streams
     from netns_runtime.proxy.inspect import Admitted
     from netns_runtime.wire.forward import Headers
+
+T = TypeVar("T")
 
 _NO_CONTENT: Final = frozenset({204, 304})
 
@@ -45,8 +50,9 @@ class Stream:
     """
 
     __slots__ = (
-        *("_code", "_is_answered", "_is_logged", "_is_ours", "_response_ended", "admitted"),
-        *("all", "asked", "down", "is_open_up", "noted", "number", "up", "up_number"),
+        *("_code", "_is_answered", "_is_bare", "_is_logged", "_is_ours", "_response_ended"),
+        *("admitted", "all", "asked", "down", "is_open_up", "noted", "number", "started"),
+        *("up", "up_number"),
     )
 
     def __init__(self, streams: Streams, number: int, asked: Asked) -> None:
@@ -58,7 +64,9 @@ class Stream:
         self.up_number = 0
         self._code = int(ErrorCodes.NO_ERROR)
         self.is_open_up = False
+        self.started = trio.current_time()
         self._is_answered = self._is_logged = self._is_ours = self._response_ended = False
+        self._is_bare = False
         client, upstream = streams.down, streams.up or streams.down
         self.up = Lane(client, number, upstream, self._request_sent, self._bad_request)
         self.down = Lane(upstream, 0, client, self._response_sent, self._bad_response)
@@ -116,7 +124,7 @@ class Stream:
     def informational(self, fields: Headers) -> None:
         """A 1xx response."""
         try:
-            status, headers = parse_response(fields)
+            status, headers = self._read(parse_response, fields)
         except ProtocolError as error:
             self._bad_response(error)
             return
@@ -125,8 +133,9 @@ class Stream:
     def response(self, fields: Headers, *, ended: bool) -> None:
         """The response's head."""
         try:
-            status, headers = parse_response(fields)
-            has_content = not ended and self.asked.method != "HEAD" and status not in _NO_CONTENT
+            status, headers = self._read(parse_response, fields)
+            self._is_bare = self.asked.method == "HEAD" or status in _NO_CONTENT
+            has_content = not ended and not self._is_bare
             if has_content and self.admitted is not None and self.admitted.bound:
                 masker = response_masker(headers, self.admitted.bound)
                 headers = masker.headers
@@ -148,6 +157,9 @@ class Stream:
     def response_content(self, data: bytes, flow_length: int, *, ended: bool) -> None:
         """What upstream sent."""
         self.down.receive(data, flow_length)
+        if data and self._is_bare:
+            self._bad_response(ProtocolError("content in a response that has none", status=502))
+            return
         if ended:
             self.response_ended(None)
         else:
@@ -157,7 +169,7 @@ class Stream:
         """Upstream's END_STREAM."""
         if trailers is not None:
             try:
-                trailers = self._masked(parse_trailers(trailers))
+                trailers = self._masked(self._read(parse_trailers, trailers))
             except ProtocolError as error:
                 self._bad_response(error)
                 return
@@ -236,6 +248,8 @@ class Stream:
     def log(self, status: int, refusal: Refusal | None = None) -> None:
         """Write `http.request`, once."""
         noted = self.noted
+        if refusal is None and not self._is_logged:
+            self.all.sandbox.tallies.took("response", trio.current_time() - self.started)
         fields: dict[str, Any] = {"status": status, "action": "allow", "said_by": "upstream"}
         if refusal is not None:
             fields |= {"said_by": refusal.said_by, "reason": refusal.reason}
@@ -274,6 +288,15 @@ class Stream:
     def _send_head(self, status: int, headers: Headers, *, end: bool) -> None:
         fields = [(b":status", b"%d" % status), *sensitive(headers)]
         self.all.down.send_headers(self.number, fields, end=end)
+
+    def _read(self, parse: Callable[[Headers], T], fields: Headers) -> T:
+        try:
+            return parse(fields)
+        except ProtocolError as error:
+            if self.admitted is None or not self.admitted.bound:
+                raise
+            # What upstream wrote may hold a value; the text quotes it.
+            raise ProtocolError("its headers are malformed", status=error.status) from None
 
     def _masked(self, headers: Headers) -> Headers:
         if self.admitted is None or not self.admitted.bound:

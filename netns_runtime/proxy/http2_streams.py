@@ -234,6 +234,7 @@ class Streams:
             *(sandbox, flow, asked.method, asked.path, headers),
             is_websocket=False,
             has_content=not stream.up.has_ended,
+            is_reported=refusal is not None,
         )
         if self.failed is not None:
             return admitted if isinstance(admitted, Refusal) else self.failed

@@ -4,22 +4,25 @@
 where a secret is bound to the host; it writes nothing. `write_substituted` and `write_body_hits`
 write `secret.substituted` and `secret.withheld` before what they tell of goes upstream: no record,
 no egress. `admit_request` is judging and writing in one. A refusal is a value; with `--report` and
-`enforcement: audit` it is noted and the request goes on.
+`enforcement: audit` it is noted and the request goes on. A request that `enforcement: audit` lets
+pass is allowed, with and without `--report`, and is given its secrets; one that passes because of
+`--report` alone is given none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from netns_runtime.audit import AuditError
 from netns_runtime.policy.requests import Asked, decide_request, inspects, takes_encoded_slash
+from netns_runtime.policy.secrets import bound_to
 from netns_runtime.proxy.refuse import TABLE, Refusal
 from netns_runtime.wire import ProtocolError
 from netns_runtime.wire.path import NormalTarget, normalise_target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from netns_runtime.policy import Policy
     from netns_runtime.policy.requests import RequestDecision, WebSocketRules
@@ -29,12 +32,15 @@ if TYPE_CHECKING:
     from netns_runtime.wire.forward import Headers
     from netns_runtime.wire.rewrite import BodyRewriter, Hit
 
+_HTTPS: Final = 443
+
 
 @dataclass(slots=True, eq=False)
 class Admitted:
     """A request as it may go upstream: `target` and `headers` with their values in place.
 
-    `body` rewrites the content, where it is to be looked into; `bound` are the host's secrets.
+    `body` rewrites the content, where it is to be looked into; `bound` are the host's secrets, and
+    `kept` says by name why some of them are not put in.
     `shown` is the path for the audit: no query's values, and no secret's. `substituted` and
     `withheld` are the head's, and unwritten. `asked` is a WebSocket's upgrade as policy sees it.
     """
@@ -52,6 +58,7 @@ class Admitted:
     withheld: tuple[str, ...] = ()
     written: set[Hit | str] = field(default_factory=set)
     counted: tuple[int, int] = (0, 0)
+    kept: Mapping[str, str] = field(default_factory=dict)
     asked: Asked | None = None
 
 
@@ -64,6 +71,7 @@ def admit_request(
     *,
     is_websocket: bool,
     has_content: bool = True,
+    is_reported: bool = False,
 ) -> Admitted | Refusal:
     """Judge a request and write which secrets it is given.
 
@@ -73,6 +81,7 @@ def admit_request(
         *(sandbox, flow, method, target, headers),
         is_websocket=is_websocket,
         has_content=has_content,
+        is_reported=is_reported,
     )
     if isinstance(admitted, Refusal):
         return admitted
@@ -88,8 +97,15 @@ def judge_request(
     *,
     is_websocket: bool,
     has_content: bool = True,
+    is_reported: bool = False,
 ) -> Admitted | Refusal:
-    """Judge a request, substitute in its head, and write nothing yet."""
+    """Judge a request, substitute in its head, and write nothing yet.
+
+    `is_reported`: it has a fault already that `--report` let pass.
+    """
+    clear = _in_the_clear(sandbox, flow)
+    if clear is not None:
+        return clear
     noted: Refusal | None = None
     rule, rules = flow.decision.rule, None
     if not inspects(flow.decision):
@@ -99,13 +115,14 @@ def judge_request(
         if isinstance(judged, Refusal):
             if not sandbox.config.report:
                 return judged
-            noted, normal = judged, _as_it_is(target)
+            noted, normal, is_reported = judged, _as_it_is(target), True
         else:
             decision, normal = judged
             if not decision.is_allowed or decision.noted:
                 noted = _refusal_of(flow, decision)
                 if not decision.is_allowed and not sandbox.config.report:
                     return noted
+                is_reported = is_reported or not decision.is_allowed
             rule, rules = decision.rule or rule, decision.websocket
     raw = normal.raw
     admitted = Admitted(
@@ -117,7 +134,11 @@ def judge_request(
     if sandbox.config.secrets:
         from netns_runtime.proxy.substitute import give_secrets  # no part of most launches
 
-        give_secrets(sandbox.config.secrets, flow.target.host, admitted, has_content)
+        give_secrets(
+            *(sandbox.config.secrets, flow.target.host, admitted, has_content),
+            is_reported=is_reported or flow.noted is not None or not flow.decision.is_allowed,
+            is_encrypted=flow.protocol != "http",
+        )
     if is_websocket and (rules is not None or admitted.bound):
         from netns_runtime.wire.websocket_deflate import only_deflate
 
@@ -134,6 +155,24 @@ def judged_alike(policy: Policy, flow: Flow, asked: Asked, rules: WebSocketRules
         return False
     new = decision.websocket
     return new is rules or (new is not None and rules is not None and new.is_like(rules))
+
+
+def _in_the_clear(sandbox: Sandbox, flow: Flow) -> Refusal | None:
+    """Where TLS is meant, HTTP without it would show a value to everybody on the way, and prove no
+    upstream. Nothing lifts this."""
+    endpoint, target = flow.decision.endpoint, flow.target
+    inspection = endpoint.inspection if endpoint is not None else None
+    means_tls = target.port == _HTTPS or (inspection is not None and inspection.tls == "terminate")
+    if flow.protocol != "http" or not means_tls or not sandbox.config.secrets:
+        return None
+    if not bound_to(sandbox.config.secrets, target.host):
+        return None
+    return Refusal(
+        "http_request_denied",
+        f"this is HTTP in clear text to {target}, which a secret may go to by TLS alone",
+        "ask for it as https://",
+        *(target.host, target.port, flow.decision.rule),
+    )
 
 
 def _as_it_is(target: str) -> NormalTarget:
@@ -153,7 +192,7 @@ def _judge(
             normal = normalise_target(target, allow_encoded_slash=slashes)
         except ProtocolError as error:
             return Refusal(
-                *("http_request_error", f"the request's target: {error}", ""),
+                *("http_request_error", f"the request's target: {error}", error.remedy),
                 *(flow.target.host, flow.target.port, flow.decision.rule),
                 status_override=error.status,
             )
@@ -206,8 +245,10 @@ def _write(
             continue
         admitted.written.add(what)
         if isinstance(what, str):
+            from netns_runtime.proxy.substitute import why_withheld
+
             event, said = "secret.withheld", {"secret": what, "action": "refuse"}
-            said["detail"] = f"it is not bound to {flow.target.host}"
+            said["detail"] = why_withheld(what, flow.target.host, admitted.bound, admitted.kept)
         else:
             event, said = "secret.substituted", {"secret": what.secret, "slot": what.slot}
             said["action"] = "allow"

@@ -3,8 +3,9 @@
 `swap_policy` is one assignment for every decision that comes, and one look at each open flow: what
 the new policy would refuse, by its target and owner or by the address it was dialled at, is cut;
 everything else stays as it is. A secret that the new policy binds is bound as that says from then
-on; one that it does not name keeps the binding it had. It waits for nothing, so no flow sees half
-of either policy.
+on; one that it does not name keeps a preset's binding and loses a policy file's; an open WebSocket
+ends where it could have had a secret that is bound in another way now. It waits for nothing, so no
+flow sees half of either policy.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from netns_runtime.address import screen
 from netns_runtime.policy import decide
+from netns_runtime.policy.secrets import bound_to, may_still_read, rebound
 from netns_runtime.proxy.flow import Ended
 from netns_runtime.proxy.identify import is_to_be_terminated
 from netns_runtime.proxy.inspect import judged_alike
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from netns_runtime.policy import Policy
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.sandbox import Sandbox
+    from netns_runtime.secret import Secret
 
 REASON: Final = "policy_changed"
 # Each request of these is judged by the policy of its moment; anything else is a tunnel.
@@ -31,15 +34,24 @@ BY_REQUEST: Final = frozenset({"http", "https", "h2"})
 
 def swap_policy(sandbox: Sandbox, policy: Policy) -> int:
     """Put `policy` in force. The number of open flows that it ended."""
-    bindings = {binding.name: binding for binding in policy.secrets}
-    secrets = tuple(
-        replace(secret, binding=bindings.get(secret.name, secret.binding))
-        for secret in sandbox.config.secrets
+    config = sandbox.config
+    pairs = [
+        (secret, replace(secret, binding=rebound(secret.binding, policy.secrets)))
+        for secret in config.secrets
+    ]
+    unread = {old.name for old, new in pairs if not may_still_read(old.binding, new.binding)}
+    sandbox.config = replace(
+        config,
+        policy=policy,
+        secrets=tuple(new for _, new in pairs),
+        readers=tuple(reader for reader in config.readers if reader[0] not in unread),
     )
-    sandbox.config = replace(sandbox.config, policy=policy, secrets=secrets)
+    changed = [one for pair in pairs if _goes_elsewhere(*pair) for one in pair]
     closed = 0
     for flow in list(sandbox.flows.values()):
         why = _judge_again(sandbox, flow)
+        if why is None and flow.upgrade is not None and bound_to(changed, flow.target.host):
+            why = f"the secrets of this WebSocket to {flow.target} are bound in another way"
         if why is None:
             continue
         closed += 1
@@ -49,6 +61,11 @@ def swap_policy(sandbox: Sandbox, policy: Policy) -> int:
         else:
             flow.cut_short = ended
     return closed
+
+
+def _goes_elsewhere(old: Secret, new: Secret) -> bool:
+    ways = [(one.binding.hosts, one.binding.slots, one.binding.plain_http) for one in (old, new)]
+    return ways[0] != ways[1]
 
 
 def _judge_again(sandbox: Sandbox, flow: Flow) -> str | None:

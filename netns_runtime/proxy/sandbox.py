@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from netns_runtime.audit import AuditError
+from netns_runtime.proxy.tallies import Tallies
 
 if TYPE_CHECKING:
     import ssl
@@ -99,6 +100,7 @@ class Sandbox:
     connections: int = 0
     refusing: int = 0
     gathered: int = 0
+    tallies: Tallies = field(default_factory=Tallies)
     flows: dict[int, Flow] = field(default_factory=dict)
     ids: Iterator[int] = field(default_factory=lambda: count(1))
     _exes: OrderedDict[tuple[int, int], tuple[float, str]] = field(default_factory=OrderedDict)

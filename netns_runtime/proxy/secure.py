@@ -120,4 +120,7 @@ def _remedy_of(flow: Flow, failed: HandshakeFailed) -> str:
         return certificate_asked(flow)[1]
     if failed.code in UNKNOWN_ROOT:
         return "if that authority is to be trusted, give its certificate: --upstream-ca FILE"
+    if failed.reason == "tls_certificate_error":
+        host = flow.target.host
+        return f"have it put right, or list {host} with `tls: skip`, so that the client judges it"
     return ""

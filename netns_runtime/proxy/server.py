@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ from netns_runtime.proxy.relay import Relay
 from netns_runtime.proxy.reload import swap_policy
 from netns_runtime.proxy.resolve import NameServers, Resolver, SystemResolver
 from netns_runtime.proxy.sandbox import Sandbox
+from netns_runtime.proxy.tallies import Tallies
+from netns_runtime.proxy.telling import Telling
 
 if TYPE_CHECKING:
     import ssl
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from netns_runtime.config import ProxyConfig
     from netns_runtime.proxy.ca import Authority
+    from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.sandbox import OwnerSource
 
 # A client of ours speaks first: the kernel accepts when it did, at the latest after this.
@@ -57,16 +60,31 @@ def flows_of(sandbox: Sandbox) -> list[dict[str, Any]]:
     return [
         {
             key: value
-            for key, value in flow.fields().items()
-            | {
-                ("rule", flow.decision.rule),
-                ("duration_ms", round((now - flow.started) * 1000)),
-                *(flow.progress() if flow.progress is not None else ()),
-            }
+            for key, value in {
+                **flow.fields(),
+                "rule": flow.decision.rule,
+                "duration_ms": round((now - flow.started) * 1000),
+                **dict(flow.progress() if flow.progress is not None else ()),
+                **_ends_of(flow),
+            }.items()
             if value is not None
         }
         for flow in sandbox.flows.values()
     ]
+
+
+def tallies_of(sandbox: Sandbox) -> dict[str, Any]:
+    """What everything so far adds up to (tallies.Tallies.told)."""
+    return sandbox.tallies.told(sandbox.flows.values(), sandbox.connections)
+
+
+def _ends_of(flow: Flow) -> dict[str, Any]:
+    """Each socket as [own address, own port, peer's address, peer's port], for sock_diag(7)."""
+    found: dict[str, Any] = {}
+    for name, sock in zip(("client_socket", "upstream_socket"), flow.sockets or (), strict=False):
+        with suppress(OSError):
+            found[name] = [*sock.getsockname()[:2], *sock.getpeername()[:2]]
+    return found
 
 
 async def serve(
@@ -102,11 +120,17 @@ async def serve(
                 await trio.sleep_forever()
             else:
                 control.say({"kind": "ready"})
-                await control.serve(partial(flows_of, sandbox), partial(swap_policy, sandbox))
+                await control.serve(
+                    partial(flows_of, sandbox),
+                    partial(swap_policy, sandbox),
+                    partial(tallies_of, sandbox),
+                )
             nursery.cancel_scope.cancel()
     finally:
         sandbox.relay.close_all("connection_terminated", "sandbox", "the sandbox ended")
         sandbox.relay.close()
+        if control is not None:
+            control.tell_events()
 
 
 def _owners_of(config: ProxyConfig, fds: list[int]) -> OwnerSource | None:
@@ -146,6 +170,8 @@ def _import_the_rest(config: ProxyConfig, authority: Authority | None) -> None:
         import_module("netns_runtime.proxy.substitute")
         import_module("netns_runtime.proxy.websocket")
         warmed_up(authority)
+    if config.audit_format == "ocsf":
+        import_module("netns_runtime.ocsf")
     import_module("encodings.idna")
     idna.encode("bücher.test", uts46=True, std3_rules=True)
     if not config.use_system_resolver:
@@ -154,19 +180,17 @@ def _import_the_rest(config: ProxyConfig, authority: Authority | None) -> None:
         import_module("netns_runtime.proxy.dns")
 
 
-def _tell_supervisor(control: Control, event: dict[str, Any], *, verbose: bool) -> None:
-    """Which name a virtual address stands for, so that a refused connect to it can be named; and,
-    for `-v`, what was refused here."""
+def _tell_supervisor(
+    control: Control, tallies: Tallies, telling: Telling | None, event: dict[str, Any]
+) -> None:
+    """Which name a virtual address stands for, so that a refused connect to it can be named; for
+    `-v`, what was refused here; and whatever it is for who asks later."""
+    tallies.take(event)
+    control.note(event)
     if event["event"] == "dns.answered":
         control.say({"kind": "name", "host": event["host"], "address": event["address"]})
-    elif verbose and event["event"] != "http.request" and is_refused(event):
+    elif telling is not None and telling.takes(event):
         control.say({"kind": "refused", "event": event})
-
-
-def is_refused(event: dict[str, Any]) -> bool:
-    """Refused, or let pass by --report alone."""
-    would_be = str(event.get("detail", "")).startswith("would be refused")
-    return event.get("action") == "refuse" or would_be
 
 
 async def _run(
@@ -178,8 +202,10 @@ async def _run(
     upstream_context: ssl.SSLContext | None,
 ) -> None:
     control = Control(sock)
-    tell = partial(_tell_supervisor, control, verbose=config.verbose)
-    audit = AuditLog(fds["audit"][0] if "audit" in fds else None, config.sandbox, tell)
+    tallies = Tallies()
+    tell = partial(_tell_supervisor, control, tallies, Telling() if config.verbose else None)
+    fd = fds["audit"][0] if "audit" in fds else None
+    audit = AuditLog(fd, config.sandbox, tell, config.audit_format)
     relay = Relay(crashed=lambda error: control.report(f"relay: {type(error).__name__}: {error}"))
     sandbox = Sandbox(
         config,
@@ -190,6 +216,7 @@ async def _run(
         names=(names := VirtualNames(config.limits.names)),
         exe_of=control.exe_of,
         report=control.report,
+        tallies=tallies,
         authority=authority,
         upstream_context=upstream_context,
     )

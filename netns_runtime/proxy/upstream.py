@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netns_runtime.proxy.admit import open_flow
 from netns_runtime.proxy.flow import Ended
@@ -50,7 +50,7 @@ class Upstream:
     ended: Ended | None = None
     advice: tuple[str, str] | None = None
 
-    def moved(self) -> tuple[tuple[str, int], ...]:
+    def moved(self) -> tuple[tuple[str, Any], ...]:
         """The bytes so far, for listings of open flows."""
         return ("bytes_in", self.bytes_in), ("bytes_out", self.bytes_out)
 

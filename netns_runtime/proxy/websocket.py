@@ -16,6 +16,7 @@ frame to its own sink. A way that is in the middle of a frame first passes the r
 from __future__ import annotations
 
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -37,6 +38,8 @@ from netns_runtime.wire.websocket_deflate import FIELD, Extensions, extensions_o
 from netns_runtime.wire.websocket_inspect import Inspector
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from netns_runtime.policy.requests import WebSocketRules
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.peer import Peer
@@ -61,16 +64,18 @@ async def carry_websocket(
     response_headers: Headers,
     rules: WebSocketRules | None,
     bound: tuple[Secret, ...],
+    kept: Mapping[str, str] = MappingProxyType({}),
     to_upstream: bytes,
     to_client: bytes,
 ) -> Ended:
     """Carry a WebSocket to its end; the peers' sockets stay open and are the caller's to close.
 
     `response_headers` are the 101's, by which extensions were negotiated. `to_upstream` and
-    `to_client` have been received already. Writes `ws.opened` and `ws.closed`. The bytes of what it
+    `to_client` have been received already. `kept` says by name why some of `bound` are not put in.
+    Writes `ws.opened` and `ws.closed`. The bytes of what it
     returns are those of frames: sent to upstream, received from upstream.
     """
-    carried = _WebSocket(sandbox, flow, response_headers, rules, bound)
+    carried = _WebSocket(sandbox, flow, response_headers, rules, bound, kept)
     carried.out.source = carried.back.sink = client_peer
     carried.back.source = carried.out.sink = upstream_peer
     carried.out.early, carried.back.early = to_upstream, to_client
@@ -84,6 +89,8 @@ class _Direction:
         "early",
         "is_reading",
         "name",
+        "pinged_at",
+        "pings",
         "received",
         "scope",
         "sent",
@@ -100,6 +107,8 @@ class _Direction:
         self.way = way
         self.early = b""
         self.received = 0
+        self.pings = 0
+        self.pinged_at = 0.0
         self.sent = 0
         self.is_reading = False
         self.scope = trio.CancelScope()
@@ -115,12 +124,15 @@ class _WebSocket:
         response: Headers,
         rules: WebSocketRules | None,
         bound: tuple[Secret, ...],
+        kept: Mapping[str, str],
     ) -> None:
         self.sandbox = sandbox
         self.flow = flow
         self.end: End | None = None
         self.verdict: End | None = None
-        self.started = trio.current_time()
+        self.started = self.heard_at = trio.current_time()
+        self.gap = 0.0
+        self.idle: float | None = None
         self.outgoing: Outgoing | None = None
         self.response = response
         looks = rules is not None or any(has_slot(secret) for secret in bound)
@@ -136,7 +148,7 @@ class _WebSocket:
         faults = FAULTS["any" if fault else "deflate" if extensions.client else "none"]
         out, back = Walker(masked=True, faults=faults), Walker(masked=False, faults=faults)
         if looks:
-            self.outgoing = Outgoing(sandbox, flow, rules, bound)
+            self.outgoing = Outgoing(sandbox, flow, rules, bound, kept)
             out = Inspector(
                 masked=True, faults=faults, codec=extensions.client, examiner=self.outgoing
             )
@@ -204,9 +216,12 @@ class _WebSocket:
                 except OSError:
                     # What the sink said before it went is still to be read: its close code, say.
                     return self._wait_for_the_end()
+                if way.pings != one.pings:
+                    one.pings, one.pinged_at = way.pings, self.heard_at
                 if way.refused is not None:
                     return self._close(self._refused(way.refused))
                 if way.closed is not None:
+                    self._fell_silent()
                     self.end = self.end or End(way.closed.code, one.name, way.closed.reason or None)
                     if other.way.closed is not None:
                         self._wait_for_the_end()
@@ -216,9 +231,11 @@ class _WebSocket:
             try:
                 data = await source.receive()
             except OSError as error:
+                self._hear()
                 return self._vanished(one, error)
             finally:
                 one.is_reading = False
+            self._hear()
             if not data:
                 self._gone(one, "ended without a close frame")
                 self._wait_for_the_end()
@@ -249,6 +266,7 @@ class _WebSocket:
 
     def _gone(self, one: _Direction, how: str) -> None:
         if one.way.closed is None and self.end is None:
+            self._fell_silent()
             reason = "connection_terminated"
             self.end = End(ABNORMAL, one.name, f"{one.name} {how}", reason)
 
@@ -260,12 +278,37 @@ class _WebSocket:
                 one.sink.abort()
         self.nursery.cancel_scope.cancel()
 
+    def _hear(self) -> None:
+        """`gap` is how long nobody had said anything before this, an end included."""
+        now = trio.current_time()
+        self.gap, self.heard_at = now - self.heard_at, now
+
+    def _fell_silent(self) -> None:
+        if self.end is None:
+            self.idle = self.gap
+
     def _wait_for_the_end(self) -> None:
         scope = self.nursery.cancel_scope
         scope.deadline = min(scope.deadline, trio.current_time() + GRACE)
 
-    def _progress(self) -> tuple[tuple[str, int], ...]:
-        return ("bytes_in", self.back.received), ("bytes_out", self.out.sent)
+    def _progress(self) -> tuple[tuple[str, Any], ...]:
+        now = trio.current_time()
+        told: list[tuple[str, Any]] = [
+            ("bytes_in", self.back.received),
+            ("bytes_out", self.out.sent),
+            ("messages_in", self.back.way.messages),
+            ("messages_out", self.out.way.messages),
+            ("websocket", "open" if self.end is None else "closing"),
+            ("quiet_ms", round((now - self.heard_at) * 1000)),
+        ]
+        last = max((self.out, self.back), key=lambda one: one.pinged_at)
+        if last.pings:
+            told += [
+                ("ping_ms", round((now - last.pinged_at) * 1000)),
+                ("ping_by", last.name),
+                ("pings", self.out.pings + self.back.pings),
+            ]
+        return tuple(told)
 
     def _chosen(self) -> str | None:
         """The subprotocol and the extensions, for the audit."""
@@ -290,6 +333,7 @@ class _WebSocket:
             bytes_in=self.back.received,
             bytes_out=self.out.sent,
             duration_ms=round((trio.current_time() - self.started) * 1000, 3),
+            idle_ms=None if self.idle is None else round(self.idle * 1000, 3),
             count=(outgoing.substituted or None) if outgoing else None,
             suppressed=(outgoing.suppressed or None) if outgoing else None,
         )

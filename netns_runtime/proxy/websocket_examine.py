@@ -14,14 +14,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.audit import AuditError
+from netns_runtime.proxy.substitute import REPORTED, why_withheld
 from netns_runtime.secret import PREFIX
 from netns_runtime.wire.mask import Masker, mask
 from netns_runtime.wire.rewrite import websocket_text, withheld_in
-from netns_runtime.wire.websocket import BINARY, TEXT, Close, FrameError
+from netns_runtime.wire.websocket import (
+    BINARY,
+    CLOSE,
+    CONTROL_LIMIT,
+    TEXT,
+    Close,
+    FrameError,
+    payload_of,
+    read_close,
+)
 from netns_runtime.wire.websocket_inspect import UNALTERED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from netns_runtime.policy.requests import RequestDecision, WebSocketRules
     from netns_runtime.proxy.flow import Flow
@@ -70,12 +80,17 @@ class Outgoing:
         flow: Flow,
         rules: WebSocketRules | None,
         bound: Sequence[Secret],
+        kept: Mapping[str, str],
     ) -> None:
         self.sandbox = sandbox
         self.flow = flow
         self.rules = rules
-        self.slotted = tuple(secret for secret in bound if has_slot(secret))
-        self.others = tuple(secret for secret in sandbox.config.secrets if secret not in bound)
+        self.bound = tuple(bound)
+        self.kept = kept
+        self.slotted = tuple(
+            secret for secret in bound if has_slot(secret) and secret.name not in kept
+        )
+        self.all = tuple(dict.fromkeys((*bound, *sandbox.config.secrets)))
         self.end: End | None = None
         self.substituted = 0
         self.suppressed = 0
@@ -97,12 +112,20 @@ class Outgoing:
             raise FrameError(1007, "a text message is not UTF-8") from error
         if self.rules is not None:
             document = _json_of(text) if self.rules.needs_json else None
-            refused = self._judged(self.rules.judge(text, document))
+            decision = self.rules.judge(text, document)
+            refused = self._judged(decision)
             if refused is not None:
                 return refused
             if not has_sign:
                 return data
+            if not decision.is_allowed:
+                # It passes because of --report alone; `enforcement: audit` allows.
+                self._write_withheld(text, dict.fromkeys(self._names(), REPORTED))
+                return data
         return self._with_values(text, data)
+
+    def control(self, _opcode: int, payload: bytes) -> bytes:
+        return payload
 
     def stream(self, opcode: int) -> Stream | Close:
         if opcode == BINARY:
@@ -140,11 +163,7 @@ class Outgoing:
 
     def _with_values(self, text: str, data: bytes) -> bytes | Close:
         changed, hits = websocket_text(text, self.slotted) if self.slotted else (text, ())
-        withheld = withheld_in(text, self.others) if self.others else ()
-        target = self.flow.target
-        for name in withheld:
-            detail = f"it is not bound to {target.host}"
-            self._write_once("secret.withheld", name, secret=name, action="refuse", detail=detail)
+        self._write_withheld(changed, self.kept)
         if not hits:
             return data
         for hit in hits:
@@ -152,6 +171,17 @@ class Outgoing:
                 return self._refuse(_UNWRITABLE)
         self.substituted += len(hits)
         return changed.encode("utf-8")
+
+    def _names(self) -> Iterator[str]:
+        return (secret.name for secret in self.bound)
+
+    def _write_withheld(self, text: str, kept: Mapping[str, str]) -> None:
+        """Tell which placeholders leave as they are."""
+        host = self.flow.target.host
+        for name in withheld_in(text, self.all):
+            detail = why_withheld(name, host, self.bound, kept)
+            said = {"secret": name, "action": "refuse", "detail": detail}
+            self._write_once("secret.withheld", (name, detail), **said)
 
     def _write_hit(self, hit: Hit) -> bool:
         said = {"secret": hit.secret, "slot": hit.slot, "action": "allow"}
@@ -191,6 +221,15 @@ class Incoming:
     def whole(self, _opcode: int, data: bytes) -> bytes | Close:
         masked = mask(data, self.bound)
         return data if masked == data else masked
+
+    def control(self, opcode: int, payload: bytes) -> bytes:
+        """A close frame's reason, and what a ping or pong carries, cut to what fits."""
+        if opcode == CLOSE:
+            close = read_close(payload)
+            reason = mask(payload[2:], self.bound)
+            return payload if reason == payload[2:] else payload_of(close.code, reason)
+        masked = mask(payload, self.bound)
+        return payload if masked == payload else masked[:CONTROL_LIMIT]
 
     def stream(self, _opcode: int) -> Stream | Close:
         return Masker(self.bound)

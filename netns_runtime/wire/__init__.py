@@ -20,8 +20,10 @@ NEED_DATA: Final = NeedData.NEED_DATA
 
 
 class ProtocolError(Exception):
-    """The peer broke the protocol. `status` is the HTTP status that tells it so."""
+    """The peer broke the protocol. `status` is the HTTP status that tells it so; `remedy` what in
+    the policy would take it, if something would."""
 
-    def __init__(self, what: str, *, status: int = 400) -> None:
+    def __init__(self, what: str, *, status: int = 400, remedy: str = "") -> None:
         super().__init__(what)
         self.status = status
+        self.remedy = remedy

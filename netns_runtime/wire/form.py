@@ -4,6 +4,10 @@ Both skip to the next declared field with searches at C speed and change only pl
 content; every other byte passes as it came. They hold back no more than an unfinished name, header
 block (`PART_LIMIT`), delimiter or placeholder. Content that is no form passes unchanged; nothing
 here raises.
+
+Servers differ in where a field ends: at `;` too, at a lone CR or LF before the boundary. So a field
+is one here up to the first of these, and what names it has one reading, or it is none: else a value
+could be put where a server sees another field, which it may publish.
 """
 
 from __future__ import annotations
@@ -22,14 +26,23 @@ if TYPE_CHECKING:
 
 PART_LIMIT: Final = 16 * 1024
 """Octets of one part's header block; a longer one is not a declared field."""
-_PADDING_LIMIT: Final = 128
 
+_TOKEN: Final = rb"[\w!#$%&'*+.^`|~-]+"
+# Unquoted boundaries have characters that no token should.
+_VALUE: Final = rb"(?:[\w!#$%&'*+.^`|~/:=?()@-]+|\"(?:[^\"\\\r\n]|\\.)*\")"
+_PARAMETERS: Final = re.compile(
+    rb"[\w/.+-]+[ \t]*(?:;[ \t]*(?:%s=%s[ \t]*)?)*" % (_TOKEN, _VALUE), re.DOTALL
+)
+_PARAMETER: Final = re.compile(rb";[ \t]*(%s)=(%s)" % (_TOKEN, _VALUE), re.DOTALL)
 _DISPOSITION: Final = re.compile(rb"(?im)^content-disposition[ \t]*:[ \t]*([^\r\n]*)")
-_PARAMETER: Final = re.compile(rb';[ \t]*([\w*!-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))')
+_MULTIPART: Final = re.compile(rb"(?i)multipart/form-data[ \t]*;")
+# RFC 2046, 5.1.1; some clients go beyond its 70 characters.
+_BOUNDARY: Final = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,199}[0-9A-Za-z'()+_,./:=?-]")
 _ENCODED_PART: Final = re.compile(
     rb"(?im)^content-transfer-encoding[ \t]*:[ \t]*(?!7bit|8bit|binary)"
 )
-_FOLDED: Final = re.compile(rb"\n[ \t]")
+_FOLDED: Final = re.compile(rb"\n[ \t]|\r(?!\n)|(?<!\r)\n")
+_LINE_END: Final = re.compile(rb"[\r\n]")
 
 
 class UrlencodedRewriter:
@@ -80,6 +93,8 @@ class UrlencodedRewriter:
     def _substitute(self, data: bytes, position: int, parts: list[bytes], is_end: bool) -> int:
         assert self._fill is not None
         end = data.find(b"&", position)
+        other = data.find(b";", position, end if end >= 0 else len(data))
+        end = other if other >= 0 else end
         value = data[position : end if end >= 0 else len(data)]
         done, self._held = PERCENT.replace(value, self._fill.put, is_whole=is_end or end >= 0)
         parts.append(done)
@@ -140,27 +155,30 @@ class MultipartRewriter:
             if at < 0:
                 stop = len(data) if is_end else self._delimiter_begun(data, position)
                 return self._pass(data, position, stop, parts, is_end=is_end)
-            follows = data[at + len(self._delimiter) :][: _PADDING_LIMIT + 2]
-            rest = follows.lstrip(b" \t")
-            if rest.startswith(b"\r\n") or follows.startswith(b"--"):
+            end = at + len(self._delimiter)
+            follows = data[end : end + 2]
+            if follows == b"\r\n" or follows == b"--" or follows[:1] in {b" ", b"\t"}:
                 break
-            if not is_end and len(follows) < _PADDING_LIMIT + 2 and rest in {b"", b"\r", b"-"}:
+            if not is_end and follows in {b"", b"\r", b"-"}:
                 return self._pass(data, position, at, parts, is_end=False)
             begun = at + 2
         self._emit(data[position:at], parts, is_whole=True)
         self._fill = None
-        if follows.startswith(b"--"):
+        if follows != b"\r\n":
+            # The end; or padding, with which it is a delimiter to some servers alone.
             self._state = self._epilogue
             return self._epilogue(data, at, parts, is_end)
-        end = at + len(self._delimiter) + len(follows) - len(rest)
         parts.append(data[at:end])
         self._state = self._headers
         return end
 
     def _headers(self, data: bytes, position: int, parts: list[bytes], is_end: bool) -> int:
         """From the line end after a delimiter to the empty line."""
-        end = data.find(b"\r\n\r\n", position, position + PART_LIMIT)
-        next_one = data.find(self._delimiter, position, end if end >= 0 else len(data))
+        limit = position + PART_LIMIT
+        next_one = data.find(self._delimiter, position, limit)
+        end = data.find(b"\r\n\r\n", position, next_one + 4 if next_one >= 0 else limit)
+        if 0 <= end < next_one:
+            next_one = -1
         if next_one < 0 and end >= 0:
             self._fill = self._field_of(data[position : end + 2])
             parts.append(data[position : end + 4])
@@ -192,22 +210,52 @@ class MultipartRewriter:
         return len(data)
 
     def _emit(self, content: bytes, parts: list[bytes], is_whole: bool) -> None:
-        if self._fill is not None:
-            content, self._held = PLAIN.replace(content, self._fill.put, is_whole=is_whole)
-        parts.append(content)
+        if self._fill is None:
+            parts.append(content)
+            return
+        line_end = _LINE_END.search(content)
+        rest = b""
+        if line_end is not None:
+            content, rest, is_whole = content[: line_end.start()], content[line_end.start() :], True
+        content, self._held = PLAIN.replace(content, self._fill.put, is_whole=is_whole)
+        parts += (content, rest)
+        if line_end is not None:
+            self._fill = None
 
     def _field_of(self, block: bytes) -> Fill | None:
         found = _DISPOSITION.findall(block)
         if len(found) != 1 or _ENCODED_PART.search(block) or _FOLDED.search(block):
             return None
-        given = [
-            (name.lower(), quoted or bare) for name, quoted, bare in _PARAMETER.findall(found[0])
-        ]
+        given = parameters_of(found[0])
+        if given is None:
+            return None
         names = [value for name, value in given if name == b"name"]
-        if len(names) != 1 or any(name.startswith(b"filename") for name, _ in given):
+        if len(names) != 1 or any(name.startswith((b"filename", b"name*")) for name, _ in given):
             return None
         raw = names[0].decode("utf-8", "replace")
         for spelt in (raw, re.sub(r"\\(.)", r"\1", raw), unquote(raw)):
             if spelt in self._fills:
                 return self._fills[spelt]
         return None
+
+
+def parameters_of(value: bytes) -> list[tuple[bytes, bytes]] | None:
+    """A header's parameters: names in lower case, values without quotes; None for bad syntax. Each
+    octet has one way to match, so that what fails does so in linear time."""
+    if _PARAMETERS.fullmatch(value) is None:
+        return None
+    return [
+        (name.lower(), text[1:-1] if text.startswith(b'"') else text)
+        for name, text in _PARAMETER.findall(value)
+    ]
+
+
+def boundary_of(content_type: bytes) -> bytes | None:
+    """The boundary of multipart/form-data; None where servers could find another, or none."""
+    if _MULTIPART.match(content_type) is None:
+        return None
+    given = parameters_of(content_type) or []
+    found = [value for name, value in given if name.partition(b"*")[0] == b"boundary"]
+    if len(found) != 1 or any(name.startswith(b"boundary*") for name, _ in given):
+        return None
+    return found[0] if _BOUNDARY.fullmatch(found[0]) else None

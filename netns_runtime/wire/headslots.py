@@ -51,7 +51,7 @@ def rewrite_head(
     """The head to send upstream. `target` is in origin or absolute form, as it will be sent."""
     seen = Seen()
     if others:
-        seen.withhold(_asked_for(target, headers) & {secret.name for secret in others})
+        seen.withhold(asked_for(target, headers) & {secret.name for secret in others})
     if bound:
         target = _rewrite_target(target, bound, seen)
         headers = _rewrite_headers(headers, bound, seen)
@@ -83,7 +83,11 @@ def _pair(pair: bytes, parameters: dict[str, Fill]) -> bytes:
     name, equals, value = pair.partition(b"=")
     decoded = unquote_to_bytes(name.replace(b"+", b" ")).decode("utf-8", "surrogateescape")
     fill = parameters.get(decoded)
-    return name + equals + _filled(PERCENT, value, fill) if fill else pair
+    if not fill:
+        return pair
+    # Behind a semicolon some servers see another parameter.
+    value, semicolon, rest = value.partition(b";")
+    return name + equals + _filled(PERCENT, value, fill) + semicolon + rest
 
 
 def _rewrite_headers(headers: Headers, bound: Sequence[Secret], seen: Seen) -> Headers:
@@ -128,7 +132,8 @@ def _as_user(value: str) -> bytes | None:
     return None if ":" in value else ESCAPES["basic"](value)
 
 
-def _asked_for(target: bytes, headers: Headers) -> set[str]:
+def asked_for(target: bytes, headers: Headers) -> set[str]:
+    """The names of all placeholders in a head, wherever they stand."""
     names = names_in(target)
     for name, value in headers:
         if b"openshell" in value or b"%" in value:

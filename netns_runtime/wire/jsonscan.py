@@ -19,17 +19,22 @@ WINDOW: Final = 64 * 1024
 """Octets matched at once: sre keeps a mark for each step of a group."""
 
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*"'
-_FLAT: Final = rb'(?:[^"\[\]{}]++|%s)*' % _STRING
-_NESTED: Final = rb'(?:[^"\[\]{}]++|%s|\{%s\}|\[%s\])*' % (_STRING, _FLAT, _FLAT)
+# Numbers and words, NaN and Infinity too. Neither comments nor single quotes, in which a lenient
+# reader would see other strings than we do.
+_SCALAR: Final = rb"-+.0-9EINaefilnrstuy \t\r\n"
+_REST: Final = b"[%s:,]++" % _SCALAR
+_FLAT: Final = rb"(?:%s|%s)*" % (_REST, _STRING)
+_NESTED: Final = rb"(?:%s|%s|\{%s\}|\[%s\])*" % (_REST, _STRING, _FLAT, _FLAT)
 
 STRING: Final = re.compile(_STRING, re.DOTALL)
 STRING_REST: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*', re.DOTALL)
 BALANCED: Final = re.compile(
-    rb'(?:[^"\[\]{}]++|%s|\{%s\}|\[%s\])*' % (_STRING, _NESTED, _NESTED), re.DOTALL
+    rb"(?:%s|%s|\{%s\}|\[%s\])*" % (_REST, _STRING, _NESTED, _NESTED), re.DOTALL
 )
 OPENERS: Final = re.compile(rb"[\[{]*+")
 SPACE: Final = re.compile(rb"[ \t\r\n]*+")
-SCALAR_REST: Final = re.compile(rb'[^,\]}"\[{]*+')
+REST: Final = re.compile(_REST)
+SCALAR_REST: Final = re.compile(b"[%s]*+" % _SCALAR)
 
 _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -52,7 +57,7 @@ class Node:
             return
         self.key_limit = 6 * max(len(octets_of(key)) for key in self.children) + 2
         names = b"|".join(re.escape(octets_of(key)) for key in self.children)
-        value = rb'(?:%s|\{%s\}|\[%s\]|[^"\[\]{},]++)' % (_STRING, _NESTED, _NESTED)
+        value = rb"(?:%s|\{%s\}|\[%s\]|[%s]++)" % (_STRING, _NESTED, _NESTED, _SCALAR)
         self.members = re.compile(
             rb'(?:[ \t\r\n]*+"(?!(?:%s)")[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+%s[ \t\r\n]*+,)*'
             % (names, value),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from netns_runtime.wire.jsonscan import (
     BALANCED,
     OPENERS,
+    REST,
     SCALAR_REST,
     SPACE,
     STRING,
@@ -193,7 +194,10 @@ class JsonRewriter:
             self._depth += 1
         elif sign in (b"}", b"]"):
             self._depth -= 1
+        elif (rest := REST.match(data, at)) is not None:
+            return rest.end()
         else:
+            self._state = self._pass
             return at
         if not self._depth:
             self._state = self._after

@@ -21,6 +21,7 @@ MAX_PATH: Final = 8192  # OpenShell 4096; nginx and Apache take 8190 for the who
 MAX_PAIRS: Final = 4096
 MAX_LAYERS: Final = 8
 """How often a segment may be encoded over: nobody means more than two."""
+_TAKES_SLASHES: Final = "write `allow_encoded_slash: true` at the policy's endpoint"
 
 _RESERVED: Final = "!$&'()*+,;=:@"
 # The common path: nothing to decode and no segment that could be a dot segment in some reading.
@@ -82,7 +83,10 @@ def _normal_path(path: str, allow_encoded_slash: bool) -> str:
     if "#" in path:
         raise ProtocolError("a request target has no fragment")
     if "\\" in path:
-        raise ProtocolError("the path has a backslash, which some servers take for a slash")
+        raise ProtocolError(
+            "the path has a backslash, which some servers take for a slash",
+            remedy=f"let the client send %5C, and {_TAKES_SLASHES}",
+        )
     if _CONTROL.search(path):
         raise ProtocolError("the path has a space or a control character")
     if _BROKEN.search(path):
@@ -126,8 +130,8 @@ def _check_segment(segment: str, allow_encoded_slash: bool) -> None:
             raise ProtocolError("the path has an encoded NUL or control character")
         if not allow_encoded_slash and ("/" in text or "\\" in text):
             raise ProtocolError(
-                "the path has an encoded slash or backslash, which some servers decode: "
-                "an endpoint with `allow_encoded_slash: true` takes it"
+                "the path has an encoded slash or backslash, which some servers decode",
+                remedy=_TAKES_SLASHES,
             )
     elif ";" in segment:
         text = segment

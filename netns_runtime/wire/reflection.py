@@ -1,8 +1,10 @@
 """Values that an upstream reflects become placeholders again, in heads, contents and texts.
 
-A value is found raw, percent-encoded, escaped for JSON or HTML, in any mixture of these, and in the
-base64 of Basic credentials where it has such a slot. Nothing here raises; a value that is spelt
-otherwise (compressed twice, encrypted, cut in two by ranges) is not recognised.
+A value is found raw, percent-encoded (also over and over), escaped for JSON, JavaScript or HTML, in
+any mixture of these, and in the base64 of Basic credentials where it has such a slot. Nothing here
+raises; a value that is spelt otherwise (compressed twice, encrypted, cut in two by ranges) is not
+recognised, nor are escaped letters and digits, which nobody escapes, in one of more than PLAIN_FROM
+characters: an expression for them takes seconds to compile.
 
 What a stream holds back must not depend on what it says. Holding only what may become a value would
 tell whoever makes an upstream repeat a guess whether that begins the value, and give it away byte
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from netns_runtime.wire.spelling import either, longest, octets_of, spellings_of
+from netns_runtime.wire.spelling import octets_of, spelt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,7 @@ _BASE64_LEAST: Final = 8
 """Digits of base64 that must be the value's own: fewer occur by accident."""
 _ANCHOR_LEAST: Final = 4
 _ANCHOR_MOST: Final = 24
+PLAIN_FROM: Final = 128
 _RUN: Final = re.compile(r"[A-Za-z0-9]+")
 # These frame the message: never a reflection, and a value of digits must not break them.
 _FRAMING: Final = frozenset(
@@ -96,7 +99,7 @@ class _Table:
 
 class Masker:
     """One stream. `held_limit` is what it holds back at most, in octets: one less than the longest
-    spelling, which is about six times the longest value. `framed`: the content is messages of a
+    spelling, which is six to eight times the longest value. `framed`: the content is messages of a
     flag octet and four octets of length each (gRPC), whose ends let go of all before them.
     """
 
@@ -160,15 +163,17 @@ def mask(data: bytes, bound: Sequence[Secret]) -> bytes:
 
 
 def mask_headers(headers: Headers, bound: Sequence[Secret]) -> Headers:
-    """All values but those that frame the message."""
+    """All values but those that frame the message; a field whose name holds a value is left out,
+    since no placeholder could stand there."""
     table = _table_of(tuple(bound))
     if table is None:
         return list(headers)
-    if not table.may_hold(b"\n".join(value for _, value in headers)):
+    if not table.may_hold(b"\n".join(part for pair in headers for part in pair)):
         return list(headers)
     return [
         (name, value if name.lower() in _FRAMING else _masked(value, table, len(value))[0])
         for name, value in headers
+        if _masked(name, table, len(name))[0] == name
     ]
 
 
@@ -200,22 +205,30 @@ def _table_of(bound: tuple[Secret, ...]) -> _Table | None:
     if not texts:
         return None
     ordered = sorted(texts, key=lambda text: (-len(text), text))
-    atoms = {text: [spellings_of(character) for character in text] for text in ordered}
+    patterns = [_spelt(text) for text in ordered]
     anchors = [_anchor_of(text) for text in ordered]
     codes = sorted({ord(character) for anchor in anchors for character in anchor})
     escapes = b"|".join(b"%02x" % code for code in codes)
     return _Table(
-        found=re.compile(
-            b"|".join(b"(%s)" % b"".join(map(either, atoms[text])) for text in ordered)
-        ),
+        found=re.compile(b"|".join(b"(%s)" % pattern for pattern, _ in patterns)),
         anchors=tuple(map(octets_of, anchors)) if all(anchors) else (),
         escapes=tuple(
             (start, re.compile(re.escape(start) + b"(?i:%s)" % escapes))
             for start in (b"%", b"\\u00")
         ),
         placeholders=tuple(texts[text] for text in ordered),
-        held_limit=max(map(longest, atoms.values())),
+        held_limit=max(length for _, length in patterns),
     )
+
+
+def _spelt(text: str) -> tuple[bytes, int]:
+    """A pattern of every spelling of a text, and the length of the longest."""
+    is_plain = len(text) >= PLAIN_FROM
+    parts = [
+        (octets_of(character), 1) if is_plain and character.isalnum() else spelt(character)
+        for character in text
+    ]
+    return b"".join(pattern for pattern, _ in parts), sum(length for _, length in parts)
 
 
 def _anchor_of(text: str) -> str:

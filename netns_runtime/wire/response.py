@@ -1,12 +1,14 @@
 """A response on its way to the client: its coding opened, its head and content masked.
 
 gzip and deflate are opened and not closed again; `accept_encoding` asks upstream for nothing else,
-so any other coding is upstream's fault and raises ProtocolError (502). Memory: the Masker's and
+so any other coding is upstream's fault and raises ProtocolError (502), as does a charset in which
+values look otherwise. Memory: the Masker's and
 zlib's 300 KiB, and pieces of 256 KiB.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.wire import ProtocolError
@@ -23,6 +25,13 @@ _CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
 # They tell the length, or are digests or ranges of octets that are no longer these.
 _OF_THE_CODED: Final = frozenset({b"content-encoding", b"content-length", b"accept-ranges"})
 _FRAMED: Final = (b"application/grpc", b"application/connect+")
+_MESSAGE_CODINGS: Final = frozenset({b"grpc-encoding", b"connect-content-encoding"})
+_MESSAGE_ACCEPTS: Final = frozenset({b"grpc-accept-encoding", b"connect-accept-encoding"})
+_SPELT_OTHERWISE: Final = re.compile(
+    rb"^application/grpc-web-text"
+    rb"|;\s*charset\s*=[\s\"']*(?:x-|cs)?(?:utf-?(?:7|16|32)|ucs|unicode|iso-?10646|ebcdic|ibm0?37)",
+    re.IGNORECASE,
+)
 _OF_THE_LENGTH: Final = frozenset({b"content-length"})
 
 
@@ -76,9 +85,25 @@ class ResponseMasker:
 
 
 def _is_framed(headers: Headers) -> bool:
-    """gRPC, gRPC-Web and Connect's streams; a gRPC message is not opened where it is compressed."""
+    """gRPC, gRPC-Web and Connect's streams."""
     kinds = [value.lower() for name, value in headers if name.lower() == b"content-type"]
     return any(kind.startswith(_FRAMED) for kind in kinds)
+
+
+def _compresses_messages(headers: Headers) -> bool:
+    """Whether each message in a framed content may be compressed, whatever Content-Encoding says.
+
+    A server may answer in the coding that its client wrote in (grpc-go does), asked for or not.
+    """
+    codings = [value.strip().lower() for name, value in headers if name.lower() in _MESSAGE_CODINGS]
+    return any(coding not in {b"", b"identity"} for coding in codings)
+
+
+def _is_spelt_otherwise(headers: Headers) -> bool:
+    """Whether a client may have had the text written in octets that a value does not show in: in
+    base64 by gRPC-Web's text form, or in UTF-16, which ASP.NET Core writes for Accept-Charset."""
+    kinds = [value for name, value in headers if name.lower() == b"content-type"]
+    return any(_SPELT_OTHERWISE.search(kind) for kind in kinds)
 
 
 def response_masker(headers: Headers, bound: Sequence[Secret]) -> ResponseMasker:
@@ -89,17 +114,16 @@ def response_masker(headers: Headers, bound: Sequence[Secret]) -> ResponseMasker
     if not bound:
         return ResponseMasker(headers, (), None)
     coding = coding_of(headers)
-    if coding is None:
+    if coding is None or _compresses_messages(headers) or _is_spelt_otherwise(headers):
         raise ProtocolError(
-            "upstream sent a content coding that nobody asked for and that cannot be searched"
-            " for secrets",
+            "upstream sent a content coding or charset that cannot be searched for secrets",
             status=502,
         )
     return ResponseMasker(headers, bound, Opened(coding, status=502) if coding else None)
 
 
 def accept_encoding(headers: Headers) -> Headers:
-    """A request's headers, asking only for codings that `response_masker` opens.
+    """A request's headers, asking only for codings that `response_masker` opens; of gRPC's none.
 
     A request for a range asks for none: a part of a coded content cannot be opened.
     """
@@ -114,6 +138,8 @@ def accept_encoding(headers: Headers) -> Headers:
     wanted = b"identity" if is_range or not kept else b", ".join(kept)
     done, is_there = [], False
     for name, value in headers:
+        if name.lower() in _MESSAGE_ACCEPTS:
+            continue
         if name.lower() != b"accept-encoding":
             done.append((name, value))
         elif not is_there:

@@ -1,7 +1,8 @@
 """Placeholders become values in the declared slots of heads, contents and WebSocket texts.
 
 Everywhere else a placeholder passes as it is, and so does every other byte. What may be replaced is
-`bound`: the secrets bound to the host; `others` are only watched for, and reported as withheld.
+`bound`: the secrets bound to the host; `others` are only watched for, and reported as withheld, as
+are placeholders of `bound` that are left in a content that is text.
 Nothing raises except a content's coding, with ProtocolError; no value is in any message.
 """
 
@@ -12,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from netns_runtime.wire.coding import Closed, Opened, coding_of
-from netns_runtime.wire.form import MultipartRewriter, UrlencodedRewriter
+from netns_runtime.wire.form import MultipartRewriter, UrlencodedRewriter, boundary_of
 from netns_runtime.wire.headslots import RewrittenHead, rewrite_head
 from netns_runtime.wire.jsonscan import segments_of
 from netns_runtime.wire.jsonstream import JsonRewriter
@@ -36,8 +37,11 @@ __all__ = [
 ]
 
 _JSON_TYPE: Final = re.compile(rb"application/(?:[\w.!#$&^+-]+\+)?json", re.IGNORECASE)
-_BOUNDARY: Final = re.compile(
-    rb';\s*boundary\s*=\s*(?:"([^"\\\r\n]{1,200})"|([^;\s"]{1,200}))', re.I
+# Where a person's words may hold a placeholder: files that are sent up are not searched for one.
+_TEXT_TYPE: Final = re.compile(
+    rb"text/|application/(?:[\w.!#$&^-]+\+)?(?:json|xml)\b|application/x-www-form-urlencoded\b"
+    rb"|multipart/form-data\b",
+    re.IGNORECASE,
 )
 
 
@@ -61,9 +65,15 @@ class BodyRewriter:
     content_encoding: bytes | None = None
 
     def __init__(
-        self, rewriter: Rewriter | None, seen: Seen, watch: Watch | None, opened: Opened | None
+        self,
+        rewriter: Rewriter | None,
+        seen: Seen,
+        watch: Watch | None,
+        opened: Opened | None,
+        left: Watch | None = None,
     ) -> None:
         self._rewriter, self._seen, self._watch, self._opened = rewriter, seen, watch, opened
+        self._left = left
         self._closed: Closed | None = None
         self.may_change = rewriter is not None
 
@@ -100,6 +110,8 @@ class BodyRewriter:
         rest = self._rewriter.finish() if self._rewriter else b""
         if self._watch is not None:
             self._seen.withhold(self._watch.finish())
+        if self._left is not None:
+            self._seen.withhold(self._left.see(rest) | self._left.finish())
         if self._opened is None:
             return rest
         self._opened.finish()
@@ -110,7 +122,10 @@ class BodyRewriter:
     def _plain(self, data: bytes) -> bytes:
         if self._watch is not None:
             self._seen.withhold(self._watch.see(data))
-        return self._rewriter.feed(data) if self._rewriter else data
+        done = self._rewriter.feed(data) if self._rewriter else data
+        if self._left is not None:
+            self._seen.withhold(self._left.see(done))
+        return done
 
 
 def body_rewriter(
@@ -125,10 +140,19 @@ def body_rewriter(
         bound = [secret for secret in bound if name in secret.binding.codings]
     seen = Seen()
     rewriter = _rewriter_for(headers, bound, seen)
-    if rewriter is None and (coding or not others):
+    names = frozenset(secret.name for secret in bound) if _is_text(headers) else frozenset()
+    left = Watch(names) if names and rewriter is not None else None
+    watched = frozenset(secret.name for secret in others) | (frozenset() if left else names)
+    if rewriter is None and (coding or not watched):
         return None
-    watch = Watch(frozenset(secret.name for secret in others)) if others else None
-    return BodyRewriter(rewriter, seen, watch, Opened(coding, status=400) if coding else None)
+    watch = Watch(watched) if watched else None
+    opened = Opened(coding, status=400) if coding else None
+    return BodyRewriter(rewriter, seen, watch, opened, left)
+
+
+def _is_text(headers: Headers) -> bool:
+    given = [value for name, value in headers if name.lower() == b"content-type"]
+    return len(given) == 1 and _TEXT_TYPE.match(given[0]) is not None
 
 
 def _rewriter_for(headers: Headers, bound: Sequence[Secret], seen: Seen) -> Rewriter | None:
@@ -144,9 +168,9 @@ def _rewriter_for(headers: Headers, bound: Sequence[Secret], seen: Seen) -> Rewr
         return None
     if kind == b"application/x-www-form-urlencoded":
         return UrlencodedRewriter(fills_of(entries, seen))
-    boundary = _BOUNDARY.search(given[0])
-    if kind == b"multipart/form-data" and boundary:
-        return MultipartRewriter(boundary[1] or boundary[2], fills_of(entries, seen, as_part))
+    boundary = boundary_of(given[0].strip())
+    if boundary is not None:
+        return MultipartRewriter(boundary, fills_of(entries, seen, as_part))
     return None
 
 

@@ -1,6 +1,7 @@
 """Text as it may be spelt on the wire: plain, percent-encoded, escaped for JSON or HTML.
 
-A text becomes a list of atoms, one for each character, each with all its spellings; from them come
+`spelt` is a pattern for a character of what upstream may repeat. What is looked for in requests
+becomes a list of atoms instead, one for each character, each with all its spellings; from them come
 two regular expressions: one that finds the text, and one that finds a beginning of it at the end of
 what has arrived so far, which has to be held back. Pure, and cannot fail.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +23,13 @@ _HTML: Final = {
     ">": (b"&gt;",),
     '"': (b"&quot;", b"&#34;"),
     "'": (b"&#39;", b"&#x27;", b"&apos;"),
+    "+": (b"&plus;",),
+    "/": (b"&sol;",),
+    "=": (b"&equals;",),
+    ":": (b"&colon;",),
+    "_": (b"&lowbar;",),
+    ".": (b"&period;",),
+    "`": (b"&grave;",),
 }
 
 
@@ -52,18 +61,30 @@ def json_escaped(character: str) -> list[bytes]:
     return [lower.encode(), lower.upper().replace("\\U", "\\u").encode()]
 
 
-def spellings_of(character: str) -> list[bytes]:
-    """Every spelling of a character that an honest upstream may reflect."""
+@lru_cache(maxsize=512)
+def spelt(character: str) -> tuple[bytes, int]:
+    """A pattern of every spelling of a character that an honest upstream may reflect, longer ones
+    first; and the length of the longest."""
     raw = octets_of(character)
-    found = [raw, *json_escaped(character), *_HTML.get(character, ())]
-    if len(raw) == 1:
-        found += percent_encoded(raw[0])
-    else:
+    if len(raw) > 1:
         lower = "".join(f"%{octet:02x}" for octet in raw)
-        found += [lower.encode(), lower.upper().encode()]
+        found = [raw, *json_escaped(character), lower.encode(), lower.upper().encode()]
+        return either(found), max(map(len, found))
+    code = raw[0]
+    digits = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{code:02x}")
+    if character.isalnum():
+        return rf"(?:{character}|%{digits}|\\u00{digits})".encode(), len("\\u0000")
+    # Go, ASP.NET and Mustache write + / = as numeric entities; a URL in the query of another URL is
+    # percent-encoded twice, and JSON in a JSON string has escapes of escapes.
+    names = [re.escape(name) for name in _HTML.get(character, ())]
+    choices = [rf"&#(?:0{{0,2}}{code}|[xX](?:00)?{digits});", rf"\\{{1,2}}u00{digits}"]
+    choices += [rf"%(?:25){{0,2}}{digits}", rf"\\x{digits}"]
+    if character in '"\\/':
+        choices.append(r"\\{1,3}" + re.escape(character))
     if character == " ":
-        found.append(b"+")
-    return found
+        choices.append(r"\+")
+    patterns = [*names, *(choice.encode() for choice in choices), re.escape(raw)]
+    return b"(?:%s)" % b"|".join(patterns), max(len("&#x0000;"), *map(len, names), 0)
 
 
 def either(spellings: Iterable[bytes]) -> bytes:

@@ -35,9 +35,11 @@ CONTINUATION: Final = int(Opcode.CONTINUATION)
 TEXT: Final = int(Opcode.TEXT)
 BINARY: Final = int(Opcode.BINARY)
 CLOSE: Final = int(Opcode.CLOSE)
+PING: Final = int(Opcode.PING)
 NO_STATUS: Final = int(CloseReason.NO_STATUS_RCVD)
 ABNORMAL: Final = int(CloseReason.ABNORMAL_CLOSURE)
-REASON_LIMIT: Final = 123
+CONTROL_LIMIT: Final = 125
+REASON_LIMIT: Final = CONTROL_LIMIT - 2
 """Bytes of UTF-8 (RFC 6455, 5.5)."""
 
 _OPCODES: Final = frozenset(map(int, Opcode))
@@ -161,23 +163,30 @@ def read_close(payload: bytes) -> Close:
 
 def write_close(close: Close, *, masked: bool) -> bytes:
     """A close frame; its reason is cut to what fits."""
-    reason = close.reason.encode("utf-8")[:REASON_LIMIT].decode("utf-8", "ignore").encode("utf-8")
-    payload = b"" if close.code == NO_STATUS else _SHORT.pack(close.code) + reason
+    payload = b""
+    if close.code != NO_STATUS:
+        payload = payload_of(close.code, close.reason.encode("utf-8"))
     return write_frame(FIN | CLOSE, payload, masked=masked)
+
+
+def payload_of(code: int, reason: bytes) -> bytes:
+    """What a close frame holds; a reason that is too long is cut between two characters."""
+    cut = reason[:REASON_LIMIT].decode("utf-8", "ignore").encode("utf-8")
+    return _SHORT.pack(code) + cut
 
 
 class Walker:
     """One direction of a WebSocket, whose frames pass on unaltered; nothing is unmasked.
 
-    `feed` gives what is to be sent. `messages` counts those whose last frame has begun; `closed` is
-    what the peer's close frame said, after which it is not listened to. Held at most: a head or a
-    control frame, 131 bytes.
+    `feed` gives what is to be sent. `messages` counts those whose last frame has begun, `pings`
+    pings; `closed` is what the peer's close frame said, after which it is not listened to. Held at
+    most: a head or a control frame, 131 bytes.
     """
 
     def __init__(self, *, masked: bool, faults: Faults) -> None:
         self.masked = masked
         self.faults = faults
-        self.messages = 0
+        self.messages = self.pings = 0
         self.closed: Close | None = None
         self.refused: Close | None = None
         self.is_stopped = False
@@ -216,6 +225,7 @@ class Walker:
                         self.closed = read_close(unmask(data[start:after], key))
                         at = after
                         break
+                    self.pings += first & 0x0F == PING
                 else:
                     self._follow(first)
                 at = after

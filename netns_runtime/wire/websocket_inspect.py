@@ -19,6 +19,7 @@ from netns_runtime.wire.websocket import (
     CLOSE,
     CONTROL,
     FIN,
+    PING,
     RSV1,
     Close,
     Faults,
@@ -60,6 +61,9 @@ class Examiner(Protocol):
 
     def whole(self, opcode: int, data: bytes, /) -> bytes | Close:
         """What becomes of a message: `data` itself, other text, or nothing, with the reason."""
+
+    def control(self, opcode: int, payload: bytes, /) -> bytes:
+        """What becomes of a control frame: `payload` itself, or another that fits one."""
 
     def stream(self, opcode: int, /) -> Stream | Close:
         """For a message longer than `limit`: what it goes through, or why it may not pass."""
@@ -143,11 +147,18 @@ class Inspector(Walker):
                 if first & CONTROL:
                     if after > end:
                         break
-                    if first & 0x0F == CLOSE:
-                        self.closed = read_close(unmask(data[start:after], key))
-                        at = after
-                        break
+                    payload = unmask(data[start:after], key)
+                    told = self._examiner.control(first & 0x0F, payload)
+                    closed = read_close(told) if first & 0x0F == CLOSE else None
+                    if told is not payload:
+                        self._keep(data[first_kept:at])
+                        self._keep(write_frame(first, told, masked=self.masked))
+                        first_kept = after
                     at = after
+                    if closed is not None:
+                        self.closed = closed
+                        break
+                    self.pings += first & 0x0F == PING
                     continue
                 self._follow(first)
                 if first & 0x0F:

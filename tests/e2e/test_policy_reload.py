@@ -75,7 +75,7 @@ def test_a_swap_opens_closes_and_leaves_what_the_new_policy_says(lab: Lab, tmp_p
             str(policy_file(tmp_path / "new.yaml", "web.lab.test", "other.test")),
         )
         assert swapped.returncode == 0, swapped.stderr
-        assert "that were closed: 1" in swapped.stdout
+        assert "closed 1 flow" in swapped.stdout
         assert told(running, "ask 0") == "answers"
         assert told(running, "ask 1") == "closed"
         assert told(running, "open other.test 7") == "200"

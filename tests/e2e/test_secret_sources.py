@@ -161,3 +161,29 @@ def test_an_unbound_secret_is_refused_before_anything_is_made() -> None:
     assert "--secret NOBODY_KNOWS: nothing says where it may go" in result.stderr
     assert token not in shows(result)
     assert not result.audit
+
+
+def test_a_preset_whose_variables_sudo_dropped_says_so_under_v() -> None:
+    result = netns_run("-v", "--preset", "discord", cmd=["true"])
+    assert "preset discord: DISCORD_BOT_TOKEN, DISCORD_TOKEN are not set; sudo" in result.stderr
+
+
+def test_a_swapped_policy_tells_what_it_unbinds_and_show_says_so(tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text(BOUND.replace("TOKEN", "OTHER_TOKEN"))
+    words = ["--policy", policy(tmp_path, BOUND), "--secret", "TOKEN"]
+    with Running(
+        *("--name", "secret-swapped", *words),
+        cmd=["sh", "-c", "echo up; read go"],
+        env={"TOKEN": value()},
+        stdin=subprocess.PIPE,
+    ) as running:
+        assert running.line() == "up\n"
+        told = netns_debug("policy", "secret-swapped", "--set", str(other))
+        assert told.stdout == (
+            "secret-swapped has the new policy: closed 0 flows; TOKEN is no longer bound; "
+            "OTHER_TOKEN has no value: it was not given at the start\n"
+        ), told
+        record = json.loads(netns_debug("show", "secret-swapped", "--json").stdout)
+        assert (record["policies"], record["secrets"][0]["hosts"]) == ([str(other)], [])
+        running.wait(given=b"go\n")

@@ -26,6 +26,7 @@ from tests.support import (
     lab_apis,
     lab_discord,
     lab_dns,
+    lab_fail,
     lab_h2,
     lab_http,
     lab_services,
@@ -146,7 +147,7 @@ def web_of(www: Path, seen: Seen, vault: Vault) -> lab_http.Web:
     web.h2_server = lab_h2.serve
     web.look = vault.look
     web.routes |= lab_traps.ROUTES
-    web.upgrades |= lab_traps.UPGRADES
+    web.upgrades |= lab_traps.UPGRADES | lab_fail.UPGRADES
     web.sites[lab_slack.HOST] = lab_slack.Slack(seen)
     web.sites[lab_slack.REAL_HOST] = lab_slack.Slack(seen, lab_slack.REAL_HOST, vault)
     web.sites[lab_discord.HOST] = lab_discord.Discord(seen)

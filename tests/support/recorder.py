@@ -73,7 +73,7 @@ class Recorder:
                 if not data:
                     return None
                 self.raw += data
-                connection.receive_data(data)
+                connection.receive_data(bytes(data))
             elif isinstance(event, h11.Request):
                 head = event
             elif isinstance(event, h11.Data):

@@ -55,6 +55,24 @@ def test_a_short_value_leaves_other_variables_whole() -> None:
     assert found == {"HOME": "/root", "PIN": placeholder_of("PIN")}
 
 
+def test_the_variable_that_a_value_was_read_from_holds_the_placeholder_at_any_length() -> None:
+    given = {"PIN": "12", "LEVEL": "123"}
+    found = with_secrets(given, [secret("TOKEN", "12")], variables={"TOKEN": "PIN"})
+    held = placeholder_of("TOKEN")
+    assert found == {"PIN": held, "LEVEL": "123", "TOKEN": held}
+
+
+def test_a_source_that_the_sandbox_replaced_stays_replaced() -> None:
+    found = with_secrets({"HOME": "/"}, [secret("TOKEN", "12")], variables={"TOKEN": "HOME"})
+    assert found["HOME"] == "/"
+
+
+def test_a_copy_in_lower_case_percent_encoding_is_replaced() -> None:
+    value = "pa/ss:word@1"
+    found = with_secrets({"URL": "https://u:pa%2fss%3aword%401@h/"}, [secret("TOKEN", value)])
+    assert found["URL"] == f"https://u:{quote(placeholder_of('TOKEN'), safe='')}@h/"
+
+
 def test_expose_env_gives_the_value_and_leaves_copies() -> None:
     found = with_secrets({"COPY": "open-sesame"}, [secret("TOKEN", "open-sesame", "env")])
     assert found == {"COPY": "open-sesame", "TOKEN": "open-sesame"}

@@ -92,8 +92,13 @@ def test_information_is_asked_for_without_a_command(word: str) -> None:
         (("--name", "a" * 64, "true"), "not a name"),
         (("--publish", "80", "true"), "--publish: this version has no published ports"),
         (("--secret", "MY-TOKEN", "true"), "--secret: the name is no variable's"),
-        (("--secret", "T=", "true"), "--secret T: the source is none of env:VAR"),
-        (("--secret", "T=env:", "true"), "--secret T: the source is none of env:VAR"),
+        (("--secret", "1BAD", "true"), "and begins with no digit"),
+        (("--secret", "T=", "true"), "--secret T=: the source is missing: give one of env:VAR"),
+        (("--secret", "T=env:", "true"), "--secret T=env:: the variable's name is missing"),
+        (("--secret", "T=file:", "true"), "--secret T=file:: the path is missing"),
+        (("--secret", "T=fd:", "true"), "--secret T=fd:: the number is missing"),
+        (("--secret", "T=env:a=b", "true"), "--secret T: the source is none of env:VAR"),
+        (("--bogus", "true"), "unknown option --bogus: see netns-run --help"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_that_names_it(words: tuple[str, ...], said: str) -> None:

@@ -157,8 +157,41 @@ BAD = {
         "key `host`: must be text",
         "quote",
     ),
-    "a host with a port": (endpoint("host: 'a.test:443', port: 443"), "key `host`", "`port`"),
-    "a host with a scheme": (endpoint("host: 'http://a.test', port: 80"), "key `host`", ""),
+    "a host with a port": (
+        endpoint("host: 'a.test:443', port: 443"),
+        "a.test:443 is more than a host",
+        "ports go in `port`",
+    ),
+    "a host with a scheme": (
+        endpoint("host: 'https://a.test/x', port: 443"),
+        "https://a.test/x is more than a host",
+        "give the host alone",
+    ),
+    "an endpoint that is text": (
+        "network_policies: {r: {endpoints: [a.test]}}",
+        "must be a mapping, not text",
+        "write `- {host: api.example.com, port: 443}`",
+    ),
+    "a rule without `allow`": (
+        endpoint("host: a, port: 1, protocol: rest, rules: [{method: GET, path: /}]"),
+        "p.yaml:4: key `method`: a rule wraps its matcher in `allow`",
+        "write `- allow: {method: GET",
+    ),
+    "rest without rules": (
+        endpoint("host: a, port: 1, protocol: rest"),
+        "`rest` needs `access` or `rules`",
+        "add `access: read-only`",
+    ),
+    "access and rules": (
+        endpoint("host: a, port: 1, access: full, rules: [{allow: {method: GET, path: /}}]"),
+        "cannot be combined",
+        "keep `rules`",
+    ),
+    "a skip of what is judged": (
+        endpoint("host: a, port: 1, protocol: rest, access: full, tls: skip"),
+        "`skip` cannot be combined",
+        "remove `tls: skip`",
+    ),
     "a host that is every host": (endpoint("host: '*', port: 1"), "matches every host", ""),
     "a short IPv4 form": (endpoint("host: '127.1', port: 1"), "key `host`", "decimal"),
     "host bits in a network": (
@@ -310,6 +343,23 @@ def test_says_that_rules_are_enforced_where_openshell_would_only_audit() -> None
         "p.yaml:4: rules on requests are enforced where `enforcement` is missing"
         in (noted.notes[0])
     )
+
+
+def test_says_so_once_for_a_file() -> None:
+    rules = "port: 443, protocol: rest, access: read-only"
+    text = endpoint(f"host: a.test, {rules}") + f"      - {{host: b.test, {rules}}}\n"
+    assert len(load(text).notes) == 1
+
+
+def test_says_that_rules_for_messages_match_nothing_where_no_upgrade_is_allowed() -> None:
+    message = "{allow: {message: {pointer: /op, in: [1]}}}"
+    judged = "host: a.test, port: 443, protocol: rest, enforcement: enforce"
+    (note,) = load(endpoint(f"{judged}, rules: [{message}]")).notes
+    assert "rules for messages match nothing" in note
+    upgrade = "{allow: {method: GET, path: /ws}}"
+    assert load(endpoint(f"{judged}, rules: [{upgrade}, {message}]")).notes == ()
+    refusing = f"{judged}, websocket: refuse, rules: [{upgrade}, {message}]"
+    assert len(load(endpoint(refusing)).notes) == 1
 
 
 def test_a_flow_with_request_rules_of_one_endpoint_counts_every_other_one_too() -> None:

@@ -100,8 +100,13 @@ def test_a_secret_does_not_go_to_storage_or_strangers(name: str, host: str) -> N
 def test_an_unknown_preset_is_one_line_that_guesses() -> None:
     with pytest.raises(UsageError, match="did you mean slack"):
         presets.text_of("slakc", NOBODY)
-    with pytest.raises(UsageError, match="use one of anthropic"):
+    with pytest.raises(UsageError, match="no such preset: they are anthropic"):
         presets.text_of("../../etc/passwd", NOBODY)
+    with pytest.raises(UsageError) as caught:
+        presets.text_of("nope", NOBODY, "preset show")
+    assert str(caught.value).startswith("preset show nope: no such preset: they are anthropic")
+    with pytest.raises(UsageError, match="repeat --preset: --preset discord --preset slack"):
+        presets.text_of("discord,slack", NOBODY)
 
 
 def test_no_file_of_a_configured_preset_names_a_host() -> None:

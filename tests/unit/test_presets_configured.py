@@ -149,6 +149,24 @@ def test_a_hostile_configuration_cannot_write_policy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "variable", "value", "said"),
+    [
+        ("pip", "PIP_INDEX_URL", "not a url", "PIP_INDEX_URL is 'not a url', which is no http"),
+        ("npm", "npm_config_registry", "junk", "npm_config_registry is 'junk', which is no http"),
+        ("npm", "npm_config_registry", "ftp://u:pw@h/", "npm_config_registry is '...@h/'"),
+    ],
+)
+def test_a_setting_that_is_no_url_is_named_with_its_value(
+    tmp_path: Path, name: str, variable: str, value: str, said: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        presets.text_of(name, account(tmp_path, None, **{variable: value}))
+    assert str(caught.value).startswith(f"--preset {name}: ")
+    assert said in str(caught.value)
+    assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "file:///srv/x",

@@ -36,7 +36,9 @@ class Owners:
         return self.owner
 
 
-def asked(request: str, owner: Owner | None = READER, **config: Any) -> tuple[bytes, Stage]:
+def asked(
+    request: str, owner: Owner | None = READER, *, has_probe: bool = True, **config: Any
+) -> tuple[bytes, Stage]:
     settings: dict[str, Any] = {
         "secrets": (
             Secret(binding("TOKEN", "endpoint"), VALUE),
@@ -46,7 +48,8 @@ def asked(request: str, owner: Owner | None = READER, **config: Any) -> tuple[by
         "readers": (("TOKEN", Rule(TEXT, (), (BINARY,))),),
     } | config
     stage = Stage(**settings)
-    stage.sandbox.owners = Owners(owner)
+    if has_probe:
+        stage.sandbox.owners = Owners(owner)
     answers: list[bytes] = []
 
     async def scenario(stage: Stage, _nursery: trio.Nursery) -> None:
@@ -90,6 +93,15 @@ def test_any_other_process_is_refused(owner: Owner | None) -> None:
     [line] = stage.of("secret.withheld")
     assert (line["secret"], line["slot"], line["action"]) == ("TOKEN", "endpoint", "refuse")
     assert line["reason"] == "http_request_denied"
+
+
+@pytest.mark.parametrize("has_probe", [False, True])
+def test_a_refusal_without_the_probe_says_that_executables_are_not_known(has_probe: bool) -> None:
+    answer, stage = asked(get(FORMS[0]), None, has_probe=has_probe)
+    assert status_of(answer) == 403
+    remedy = stage.of("secret.withheld")[0]["remedy"]
+    without = "executables are known only with the probe: see netns-debug doctor"
+    assert (remedy == without) is not has_probe
 
 
 @pytest.mark.parametrize("token", [None, "", TOKEN[:-1], TOKEN + "0", "ünsinn"])

@@ -32,8 +32,8 @@ SLOTS = (
     Slot("form", "token"),
 )
 SECRETS = (
-    Secret(Binding("TOKEN", ("up.test",), SLOTS, codings=("gzip",)), VALUE),
-    Secret(Binding("OTHER", ("other.test",), SLOTS), "another-value"),
+    Secret(Binding("TOKEN", ("up.test",), SLOTS, codings=("gzip",), plain_http=True), VALUE),
+    Secret(Binding("OTHER", ("other.test",), SLOTS, plain_http=True), "another-value"),
 )
 FULL = "protocol: rest, access: full"
 

@@ -161,6 +161,7 @@ async def carried(
     *,
     rules: Any = None,
     bound: tuple[Secret, ...] = (),
+    kept: dict[str, str] | None = None,
     deflate: str | None = None,
     headers: list[tuple[bytes, bytes]] | None = None,
     to_upstream: bytes = b"",
@@ -183,6 +184,7 @@ async def carried(
                     response_headers=response if headers is None else headers,
                     rules=rules,
                     bound=bound,
+                    kept=kept or {},
                     to_upstream=to_upstream,
                     to_client=to_client,
                 )

@@ -112,6 +112,15 @@ def test_whatever_cannot_be_had_is_one_line_before_anything_is_made(
     assert "\n" not in str(caught.value)
 
 
+def test_a_link_that_cmd_could_replace_is_told_without_a_stray_space(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("x", encoding="ascii")
+    (tmp_path / "lnk").symlink_to(tmp_path / "target")
+    os.chmod(tmp_path, 0o777)
+    with request.resolve(spec(user="65534"), {}) as found, pytest.raises(UsageError) as caught:
+        found.real_path("--secret T=file:", str(tmp_path / "lnk"))
+    assert str(caught.value).startswith(f"--secret T=file:{tmp_path}/lnk: CMD could replace")
+
+
 def test_an_audit_behind_a_link_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious", encoding="ascii")

@@ -39,11 +39,12 @@ def swapped(text: str, *, has_authority: bool) -> tuple[list[dict[str, Any]], li
         registration=None,
         proxy=proxy,
         identify=lambda policy: policy,
-        on_policy=lambda name: None,
+        on_policy=lambda name, bindings: None,
         has_authority=has_authority,
     )
     answers: list[dict[str, Any]] = []
-    requests.handle({"command": "policy", "name": "new.yaml", "text": text}, answers.append)
+    answer: Any = answers.append
+    requests.handle({"command": "policy", "name": "new.yaml", "text": text}, answer)
     return answers, proxy.told
 
 

@@ -13,9 +13,10 @@ from netns_runtime import request, supplied
 from netns_runtime.cli import dry_run
 from netns_runtime.errors import UsageError
 from netns_runtime.policy import load_policy
+from netns_runtime.presets.account import Account
 from netns_runtime.secret import placeholder_of
 from netns_runtime.spec import Spec, parse_secret
-from netns_runtime.supply import merged, notes_on, supply
+from netns_runtime.supply import merged, notes_on, preset_policy, supply
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from netns_runtime.supplied import Supplied
 
 VALUE = "open-sesame-1234"
+ACCOUNT = Account(0, 0, (0,), "/root", {})
 POLICY = """\
 version: 1
 network_policies:
@@ -78,9 +80,53 @@ def test_a_secret_that_a_policy_binds_gets_its_value() -> None:
 
 
 def test_a_secret_that_a_preset_knows_is_bound_as_shipped_without_its_rules() -> None:
-    found, notes = supplies(spec("SLACK_APP_TOKEN"), policy(), {"SLACK_APP_TOKEN": VALUE})
+    open_ = policy(POLICY.replace("raw.test", "slack.com").replace(", tls: skip", ""))
+    found, notes = supplies(spec("SLACK_APP_TOKEN"), open_, {"SLACK_APP_TOKEN": VALUE})
     assert found.bindings[0].hosts == ("slack.com",)
-    assert "SLACK_APP_TOKEN has nowhere to go: no rule allows its hosts" in notes
+    assert found.bindings[0].preset == "slack"
+    assert notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("OPENAI_API_KEY", "add --preset openai or --allow api.openai.com:443"),
+        ("TOKEN", "add --allow api.test:443"),
+    ],
+)
+def test_a_secret_asked_for_that_may_go_nowhere_is_refused(name: str, remedy: str) -> None:
+    closed = policy(POLICY.replace("host: api.test", "host: else.test"))
+    with pytest.raises(UsageError, match=f"--secret {name}: no rule allows any") as caught:
+        supplies(spec(name), closed, {name: VALUE})
+    assert caught.value.remedy == remedy
+
+
+def test_a_secret_that_is_there_unasked_and_may_go_nowhere_is_noted() -> None:
+    closed = policy(POLICY.replace("host: api.test", "host: else.test"))
+    _, notes = supplies(spec(), closed, {"TOKEN": VALUE})
+    assert "TOKEN has nowhere to go: no rule allows its hosts" in notes
+
+
+def test_with_report_a_secret_that_may_go_nowhere_yet_is_noted() -> None:
+    closed = policy(POLICY.replace("host: api.test", "host: else.test"))
+    _, notes = supplies(spec("TOKEN", report=True), closed, {"TOKEN": VALUE})
+    assert "TOKEN has nowhere to go: no rule allows its hosts" in notes
+
+
+def test_a_preset_none_of_whose_variables_is_set_says_so() -> None:
+    given = spec(presets=("discord", "pip"))
+    whole = merged([], [preset_policy("discord", ACCOUNT)], policy("version: 1\n"))
+
+    def told(environment: dict[str, str]) -> tuple[str, ...]:
+        return supply(
+            given, whole, environment, real_path=lambda _option, path: path, identify=lambda p: p
+        )[1]
+
+    assert told({}) == (
+        "preset discord: DISCORD_BOT_TOKEN, DISCORD_TOKEN are not set; "
+        "sudo passes on only what --preserve-env names",
+    )
+    assert not any("not set" in note for note in told({"DISCORD_TOKEN": VALUE}))
 
 
 def test_a_secret_that_nobody_binds_is_refused() -> None:
@@ -132,7 +178,7 @@ def test_a_bound_variable_without_a_value_of_its_own_is_left(value: str) -> None
         (spec("TOKEN=env:NONE"), "no such variable"),
         (
             spec("TOKEN", command=("curl", f"-HX: {VALUE}")),
-            "word 1 of CMD holds the value of TOKEN",
+            "word 2 of CMD holds the value of TOKEN",
         ),
     ],
 )
@@ -140,6 +186,14 @@ def test_what_would_show_the_value_is_refused_without_showing_it(given: Spec, sa
     with pytest.raises(UsageError, match=said) as caught:
         supplies(given, policy(), {"TOKEN": VALUE})
     assert VALUE not in str(caught.value)
+
+
+@pytest.mark.parametrize("shown", ["pa%2Fss%3Aword%401", "pa%2fss%3aword%401"])
+def test_an_argument_that_holds_the_value_percent_encoded_is_refused(shown: str) -> None:
+    given = spec("TOKEN", command=("curl", f"https://u:{shown}@api.test/"))
+    with pytest.raises(UsageError, match="word 2 of CMD holds the value of TOKEN") as caught:
+        supplies(given, policy(), {"TOKEN": "pa/ss:word@1"})
+    assert shown not in str(caught.value)
 
 
 def test_cmd_keeps_no_descriptor_of_the_secret_s_file(tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ def test_refuses(raw: str) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("raw", ["/a%2fb", "/a%5cb", "/a\\b"])
+def test_a_refused_slash_comes_with_what_would_take_it(raw: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        normalise_target(raw)
+    assert "`allow_encoded_slash: true`" in caught.value.remedy
+
+
 def test_takes_encoded_slashes_where_they_are_allowed() -> None:
     assert normalise_target("/@types%2fnode", allow_encoded_slash=True).path == "/@types%2Fnode"
     assert normalise_target("/a%5cb", allow_encoded_slash=True).path == "/a%5Cb"

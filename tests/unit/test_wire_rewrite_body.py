@@ -205,12 +205,26 @@ def test_any_document_is_filled_in_at_its_pointers_and_nowhere_else(
 
 def test_nothing_to_look_for_is_none() -> None:
     bound = [pointed("v", "/t")]
-    assert body_rewriter(FORM, bound) is None
     assert body_rewriter([], bound) is None
+    assert body_rewriter([(b"content-type", b"application/octet-stream")], bound) is None
     assert body_rewriter(JSON, []) is None
     assert body_rewriter([*JSON, *FORM], bound) is None
     assert body_rewriter([*JSON, (b"content-encoding", b"gzip")], bound) is None
     assert body_rewriter([*JSON, (b"content-encoding", b"br")], bound, bound) is None
+
+
+@given(CUTS)
+def test_a_placeholder_of_the_hosts_own_outside_a_slot_is_withheld(cuts: list[int]) -> None:
+    bound = [pointed("v", "/t")]
+    for headers, data in ((FORM, f"a={quote_plus(P)}"), (JSON, f'{{"t": "{P}", "u": "{P}"}}')):
+        made = body_rewriter(headers, bound)
+        assert made is not None
+        run(made.feed, made.finish, pieces_of(data.encode(), cuts))
+        assert made.withheld == ["TOKEN"]
+    made = body_rewriter(JSON, bound)
+    assert made is not None
+    run(made.feed, made.finish, pieces_of(f'{{"t": "{P}"}}'.encode(), cuts))
+    assert made.withheld == []
 
 
 @given(CUTS)

@@ -65,6 +65,9 @@ class Replaces:
         self.opcodes = opcodes
         self.past = past
 
+    def control(self, _opcode: int, payload: bytes) -> bytes:
+        return payload
+
     def whole(self, _opcode: int, data: bytes) -> bytes | Close:
         if b"refuse" in data:
             return Close(1008, "no")
