@@ -34,7 +34,8 @@ _encode = json.JSONEncoder(ensure_ascii=True, check_circular=False, separators=(
 class AuditLog:
     """Events of one sandbox. `fd` is borrowed, never closed here; None means nobody asked for them.
 
-    `listener`, where given, sees every event after it was written.
+    `listener`, where given, sees every event after it was written. `form` is how they are written:
+    "json", or "ocsf" (`netns_runtime.ocsf`); the listener sees the contract's names in either case.
     """
 
     def __init__(
@@ -42,8 +43,14 @@ class AuditLog:
         fd: int | None,
         sandbox: str,
         listener: Callable[[dict[str, Any]], None] | None = None,
+        form: str = "json",
     ) -> None:
         self.fd = fd
+        self._mapped: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+        if form == "ocsf" and fd is not None:
+            from netns_runtime.ocsf import ocsf_of  # no part of most launches
+
+            self._mapped = ocsf_of
         self.sandbox = sandbox
         self.listener = listener
         self._patience = PATIENCE_MS
@@ -55,7 +62,8 @@ class AuditLog:
             return
         line = event_of(event, self.sandbox, **fields)
         if self.fd is not None:
-            data = (_encode(line) + "\n").encode("ascii")
+            told = line if self._mapped is None else self._mapped(line)
+            data = (_encode(told) + "\n").encode("ascii")
             if self._may_block:
                 self._wait_for_room(self.fd)
             try:
@@ -92,7 +100,8 @@ def open_audit(target: str) -> int:
             return os.dup(int(number))
         except OSError as error:
             raise UsageError(
-                f"--audit {target}: descriptor {number} is not open", remedy="pass an open one"
+                f"--audit {target}: descriptor {number} is not open",
+                remedy=f"pass an open one; sudo closes it unless -C {int(number) + 1} is given",
             ) from error
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
     try:

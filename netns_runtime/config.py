@@ -52,6 +52,8 @@ class ProxyConfig:
     own_addresses: frozenset[IPv4Address | IPv6Address] = frozenset()
     descriptors: tuple[str, ...] = ()
     verbose: bool = False
+    audit_format: str = "json"
+    inspect: bool = False
     secrets: tuple[Secret, ...] = ()
     secrets_token: str = field(default="", repr=False)
     readers: tuple[tuple[str, Rule], ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,45 @@ def path_of(name: str, directory: Path = layout.RUN_DIR) -> Path:
     return directory / (name + SUFFIX)
 
 
+class Caller:
+    """Who asked. Called with an answer it sends that and hangs up; `send` sends one of several."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def __call__(self, value: Answer) -> None:
+        with contextlib.suppress(OSError):
+            _allow(self._sock, len(data := json.dumps(value).encode("ascii")))
+            self._sock.send(data)
+        self._sock.close()
+
+    def make_room(self, octets: int) -> None:
+        """Let so much wait for the caller to read, and never wait for it ourselves from now on."""
+        with contextlib.suppress(OSError):
+            _allow(self._sock, octets // 2)
+            self._sock.setblocking(False)
+
+    def send(self, data: bytes) -> bool | None:
+        """Whether there was room for one message; None where the caller has gone."""
+        try:
+            self._sock.send(data)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return None
+        return True
+
+    def is_gone(self) -> bool:
+        """Whether the caller has hung up. A caller says nothing after its request."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Hang up. Twice is once."""
+        self._sock.close()
+
+
 class ControlSocket:
     """The supervisor's side. `serve` is told `handle(request, answer)` and may answer later."""
 
@@ -54,7 +94,7 @@ class ControlSocket:
     def fileno(self) -> int:
         return self._listener.fileno()
 
-    def serve(self, handle: Callable[[dict[str, Any], Callable[[Answer], None]], None]) -> None:
+    def serve(self, handle: Callable[[dict[str, Any], Caller], None]) -> None:
         """Take one caller, read its request, and hand it on with the way to answer."""
         try:
             caller, _ = self._listener.accept()
@@ -75,13 +115,7 @@ class ControlSocket:
             caller.close()
             return
 
-        def answer(value: Answer) -> None:
-            with contextlib.suppress(OSError):
-                _allow(caller, len(data := json.dumps(value).encode("ascii")))
-                caller.send(data)
-            caller.close()
-
-        handle(request, answer)
+        handle(request, Caller(caller))
 
     def close(self) -> None:
         self._listener.close()

@@ -17,7 +17,7 @@ from netns_runtime.namespace import netns
 
 if TYPE_CHECKING:
     from netns_runtime.firewall.nft import Counters
-    from netns_runtime.probes.records import Totals
+    from netns_runtime.probes.records import Destination, Totals
     from netns_runtime.state import Record
 
 
@@ -47,7 +47,20 @@ def counts_of(record: Record) -> dict[str, Any]:
     """
     counters = _read_gateway(record)
     totals, destinations = _read_probe(record)
-    destinations += [
+    destinations += gateway_destinations(counters)
+    destinations.sort(key=lambda entry: -entry["count"])
+    return {
+        "sandbox": record.name,
+        "probe": record.probe,
+        "totals": tally(totals, counters),
+        "destinations": destinations,
+        "packets": counters.packets,
+    }
+
+
+def gateway_destinations(counters: Counters) -> list[dict[str, Any]]:
+    """What nft refused, by destination."""
+    return [
         {
             "count": count,
             "reason": f"direct_{protocol}",
@@ -58,14 +71,35 @@ def counts_of(record: Record) -> dict[str, Any]:
         }
         for (address, protocol, port), count in counters.destinations.items()
     ]
-    destinations.sort(key=lambda entry: -entry["count"])
+
+
+def destination_fields(entry: Destination) -> dict[str, Any]:
+    """What the probe refused at one destination, and who tried last."""
     return {
-        "sandbox": record.name,
-        "probe": record.probe,
-        "totals": tally(totals, counters),
-        "destinations": destinations,
-        "packets": counters.packets,
+        "count": entry.count,
+        "reason": entry.reason,
+        "address": str(entry.address),
+        "port": entry.port,
+        "protocol": entry.protocol,
+        "pid": entry.pid,
+        "comm": entry.comm,
+        "uid": entry.uid,
+        "counted_by": "bpf",
     }
+
+
+def totals_of(record: Record) -> dict[str, int]:
+    """The counts alone (see tally), for who looks often."""
+    counters = _read_gateway(record)
+    if not record.pins:
+        return tally(None, counters)
+    from netns_runtime.probes.pins import open_set
+
+    try:
+        with open_set(Path(record.pins)) as probe:
+            return tally(probe.totals(record.cookie), counters)
+    except (NetnsError, OSError) as error:
+        raise StepError(f"the probe of {record.name}: {error}") from error
 
 
 def _read_gateway(record: Record) -> Counters:
@@ -89,18 +123,7 @@ def _read_probe(record: Record) -> tuple[Totals | None, list[dict[str, Any]]]:
     try:
         with open_set(Path(record.pins)) as probe:
             destinations = [
-                {
-                    "count": entry.count,
-                    "reason": entry.reason,
-                    "address": str(entry.address),
-                    "port": entry.port,
-                    "protocol": entry.protocol,
-                    "pid": entry.pid,
-                    "comm": entry.comm,
-                    "uid": entry.uid,
-                    "counted_by": "bpf",
-                }
-                for entry in probe.destinations(record.cookie)
+                destination_fields(entry) for entry in probe.destinations(record.cookie)
             ]
             return probe.totals(record.cookie), destinations
     except (NetnsError, OSError) as error:

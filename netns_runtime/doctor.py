@@ -69,7 +69,7 @@ def _seccomp() -> str:
     return f"{sum(map(len, filters_of())) // 8} instructions"
 
 
-def _gateway() -> str:
+def _gateway(*, redirect: bool = False) -> str:
     from netns_runtime.firewall import nft
     from netns_runtime.firewall.ruleset import gateway_ruleset
 
@@ -77,8 +77,13 @@ def _gateway() -> str:
         gateway = stack.enter_context(netns.create_namespace("gateway namespace"))
         sandbox = stack.enter_context(netns.create_namespace("sandbox namespace"))
         apply_links(link_plan(has_ipv6=kernel_has_ipv6()), sandbox_fd=sandbox, gateway_fd=gateway)
-        netns.run_in(gateway, lambda: nft.load(gateway_ruleset()))
+        netns.run_in(gateway, lambda: nft.load(gateway_ruleset(redirect=redirect)))
     return "namespaces, veth pair and nft rules were made, read back and removed"
+
+
+def _redirect() -> str:
+    _gateway(redirect=True)
+    return "nft takes tproxy rules"
 
 
 def _run_directory() -> str:
@@ -117,6 +122,9 @@ def checks() -> list[Check]:
         _attempt("bubblewrap", "needed", _bubblewrap, "apt-get install bubblewrap"),
         _attempt("seccomp", "needed", _seccomp, "apt-get install python3-seccomp"),
         _attempt("gateway", "needed", _gateway, "the kernel needs veth and nf_tables"),
+        _attempt(
+            "redirect", "wanted", _redirect, "--redirect off: who ignores the proxy is refused"
+        ),
         _attempt("IPv6", "wanted", _ipv6, "sandboxes have IPv4 alone"),
         _attempt("probe", "wanted", _probe, _WITHOUT_PROBE),
     ]

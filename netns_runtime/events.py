@@ -67,11 +67,18 @@ FIELDS: Final = frozenset(
         "status",
         "probe",
         "uid",
+        "ppid",
         "command",
         "secret",
         "slot",
         "messages_in",
         "messages_out",
+        # Of a WebSocket: its handshake's headers, and the silence before its end.
+        "origin",
+        "offered",
+        "chosen",
+        "server",
+        "idle_ms",
     }
 )
 

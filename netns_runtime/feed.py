@@ -40,6 +40,7 @@ class Feed:
         self._own.take(event)
         if self._followers:
             self._push(event)
+            self._follow()
 
     def recent(self, answer: Callable[[list[dict[str, Any]], int], None]) -> None:
         """Give the remembered events, oldest first, and how many there were before, once the proxy
@@ -57,15 +58,25 @@ class Feed:
             caller({"error": f"{FOLLOWERS} others follow this sandbox already"})
             return
         caller.make_room(SEND_BYTES)
+        if not caller.send(b"{}"):
+            caller.close()
+            return
         self._followers[caller] = 0
-        if self._cursor is None:
+        self._follow()
+
+    def _follow(self) -> None:
+        if self._cursor is None and self._followers:
             self._cursor = -1
             self._ask("follow", -1)
 
     def _ask(self, purpose: str, since: int) -> None:
         message = {"kind": "events", "for": purpose, "since": since}
-        if not self._proxy.say(message) and purpose == "recent":
+        if self._proxy.send(message):
+            return
+        if purpose == "recent":
             self._answer(0)
+        else:
+            self._cursor = None
 
     def on_proxy(self, message: dict[str, Any]) -> None:
         """Take a batch: {"kind": "events", "for", "events", "lost", "next", "more"}."""
@@ -87,6 +98,12 @@ class Feed:
             self._ask("follow", following)
         else:
             self._cursor = None
+
+    def on_last_words(self, message: dict[str, Any]) -> None:
+        """What an ending proxy still says: the last events are passed on, all else is over."""
+        if message.get("kind") == "events" and message.get("for") == "follow":
+            for event in message.get("events", ()):
+                self._push(event)
 
     def _answer(self, earlier: int) -> None:
         own, lost, _ = self._own.since(0, 1 << 30)

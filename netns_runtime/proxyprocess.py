@@ -22,7 +22,7 @@ from netns_runtime.errors import StepError, step_error
 from netns_runtime.namespace.netns import setns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from netns_runtime.config import ProxyConfig
     from netns_runtime.policy import Policy
@@ -101,11 +101,13 @@ class ProxyProcess:
         finally:
             os.close(fd)
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> bool:
+        """Send now or not at all. Whether it went."""
         try:
             self.control.send(json.dumps(message).encode("ascii"), socket.MSG_DONTWAIT)
         except OSError:
-            return
+            return False
+        return True
 
     def last_words(self) -> str:
         """The last line of what the proxy wrote to its standard error, which it is ending with."""
@@ -123,14 +125,24 @@ class ProxyProcess:
             f"proxy: {words}", remedy="run again with -v, and report it if it persists"
         )
 
-    def stop(self, patience: float = 2.0) -> None:
-        """Ask it to finish its audit, then end it; always reaped afterwards. Twice is once."""
+    def stop(
+        self, patience: float = 2.0, heard: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        """Ask it to finish its audit, then end it; always reaped afterwards. Twice is once.
+
+        `heard` is given what it still says.
+        """
         if self._is_closed:
             return
         self._is_closed = True
         self.send({"kind": "stop"})
         if self._status is None and not select.select([self.pidfd], [], [], patience)[0]:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        while heard is not None and select.select([self.control], [], [], 0)[0]:
+            message = self.receive()
+            if message is None:
+                break
+            heard(message)
         if self._status is None:
             _, status = os.waitpid(self.pid, 0)
             self._status = os.waitstatus_to_exitcode(status)

@@ -30,7 +30,9 @@ class Recent:
         self.total += 1
         self._kept.append(event)
 
-    def since(self, number: int, octets: int = BATCH_BYTES) -> tuple[list[dict[str, Any]], int, int]:
+    def since(
+        self, number: int, octets: int = BATCH_BYTES
+    ) -> tuple[list[dict[str, Any]], int, int]:
         """Events after the first `number`, as many as fit; how many were lost; the next number."""
         first = self.total - len(self._kept)
         start = min(max(number, first), self.total)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import layout
 from netns_runtime.audit import AuditError
-from netns_runtime.counts import tally
+from netns_runtime.counts import destination_fields, gateway_destinations, tally
 from netns_runtime.firewall.ruleset import REASONS
 from netns_runtime.processes import executable_named, executable_of
 from netns_runtime.screening import screen
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from netns_runtime.probes.probe import Registration
     from netns_runtime.probes.records import RefusedConnect
 
+DESTINATIONS_TOLD: Final = 1000
 RULE: Final = "default: nothing leaves the sandbox but through the proxy"
 _BY_PROXY: Final = (
     f"connect through the proxy at http://{layout.GATEWAY_IPV4}:{layout.PROXY_PORT} "
@@ -117,6 +118,7 @@ class Refusals:
             comm=event.comm,
             exe=self.executable(event.pid, event.exe_inode, event.exe_device, event.comm),
             uid=event.uid,
+            ppid=event.ppid or None,
             to=event.address,
             port=event.port,
             protocol=event.protocol,
@@ -177,6 +179,26 @@ class Refusals:
             if not self._complained:
                 self._complained = True
                 self._complain(str(error))
+
+    def situation(self) -> dict[str, Any]:
+        """Counts as they are now, for who asks: `totals`, nft's `packets`, and `destinations`, the
+        most frequent first, with the name that a virtual address stands for."""
+        self.poll_nft()
+        counters = self._nft
+        found: list[dict[str, Any]] = []
+        if self._registration is not None:
+            found += [destination_fields(entry) for entry in self._registration.destinations()]
+        if counters is not None:
+            found += gateway_destinations(counters)
+        found.sort(key=lambda entry: -int(entry["count"]))
+        for entry in found[:DESTINATIONS_TOLD]:
+            if entry["address"] in self._names:
+                entry["host"] = self._names[entry["address"]]
+        return {
+            "totals": self.totals(),
+            "packets": counters.packets if counters is not None else {},
+            "destinations": found[:DESTINATIONS_TOLD],
+        }
 
     def totals(self) -> dict[str, int]:
         """Every count until now as audit fields (counts.tally)."""

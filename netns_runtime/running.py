@@ -6,12 +6,13 @@ the exit status for netns-run, or with a NetnsError when CMD never ran.
 
 from __future__ import annotations
 
+import base64
 import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from netns_runtime.audit import AuditError
 from netns_runtime.errors import EXIT_FAILED, StepError, step_error
@@ -21,6 +22,7 @@ from netns_runtime.namespace.terminal import JobControl, Terminal
 from netns_runtime.processes import holder_of, members_of, sockets_at
 from netns_runtime.refusals import Refusals
 from netns_runtime.requests import Requests
+from netns_runtime.situation import Situation
 from netns_runtime.supervise import StatusWriter, Supervisor, complain
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from netns_runtime.processes import Process
     from netns_runtime.request import Request
     from netns_runtime.sandbox import Sandbox
+    from netns_runtime.secret import Binding
 
 
 def supervise(request: Request, stack: ExitStack, sandbox: Sandbox) -> int:
@@ -60,7 +63,7 @@ def supervise(request: Request, stack: ExitStack, sandbox: Sandbox) -> int:
             registration=sandbox.guard.registration,
             refusals=refusals,
             control=sandbox.control,
-            requests=_requests(request, sandbox),
+            requests=_requests(request, sandbox, refusals),
             find_owner=partial(_owner_of_port, sandbox),
             on_ready=on_ready,
         ).run()
@@ -71,16 +74,27 @@ def supervise(request: Request, stack: ExitStack, sandbox: Sandbox) -> int:
         child.close()
     refusals.drain()
     refusals.poll_nft()
-    sandbox.proxy.stop()
+    sandbox.proxy.stop(heard=sandbox.feed.on_last_words)
     _write_exit(sandbox.audit, status, refusals.totals(), sandbox.started)
     status_writer.write("exited", sandbox=sandbox.record.name, code=status)
     return status
 
 
-def _requests(request: Request, sandbox: Sandbox) -> Requests:
-    def on_policy(name: str) -> None:
-        path = os.path.abspath(name)
-        sandbox.claim.write(replace(sandbox.claim.record, policies=(path,), allow=()))
+def _requests(request: Request, sandbox: Sandbox, refusals: Refusals) -> Requests:
+    supplied = request.supplied
+
+    def on_policy(name: str, bindings: tuple[Binding, ...]) -> None:
+        from netns_runtime.supplied import listed
+
+        sandbox.claim.write(
+            replace(
+                sandbox.claim.record,
+                policies=(os.path.abspath(name),),
+                presets=(),
+                allow=(),
+                secrets=listed(bindings),
+            )
+        )
 
     return Requests(
         gateway=sandbox.gateway,
@@ -89,7 +103,39 @@ def _requests(request: Request, sandbox: Sandbox) -> Requests:
         identify=request.identify,
         on_policy=on_policy,
         has_authority=sandbox.has_authority,
+        feed=sandbox.feed,
+        tells={"enter": partial(_entering, sandbox), "uplink": partial(_uplink, request, sandbox)},
+        situation=Situation(request.policy, refusals, request.spec.report),
+        bindings=supplied.bindings if supplied is not None else (),
     )
+
+
+def _entering(sandbox: Sandbox) -> dict[str, Any]:
+    """What `netns-debug enter` needs to hold a second command as CMD is held."""
+    child = sandbox.child
+    if child.command is None or child.command_pid is None:
+        raise StepError("CMD does not run yet", remedy="try again")
+    command = child.command
+    return {
+        "pid": child.command_pid,
+        "env": dict(command.env),
+        "cwd": command.cwd,
+        "uid": command.identity.uid,
+        "gid": command.identity.gid,
+        "groups": list(command.identity.groups),
+        "filters": [base64.b64encode(program).decode("ascii") for program in child.filters],
+        "cgroups": [str(path) for path in sandbox.cgroups.all()],
+    }
+
+
+def _uplink(request: Request, sandbox: Sandbox) -> dict[str, Any]:
+    """What `netns-debug doctor` cannot see from outside: where names are resolved, for one."""
+    return {
+        "nameservers": [list(server) for server in request.nameservers],
+        "has_authority": sandbox.has_authority,
+        "redirect": sandbox.gateway.redirect,
+        "own_roots": sandbox.has_authority or request.upstream_ca is not None,
+    }
 
 
 def _owner_of_port(sandbox: Sandbox, protocol: str, port: int) -> Process | None:

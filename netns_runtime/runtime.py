@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from netns_runtime import proxyprocess, reclaim, state
@@ -22,6 +23,7 @@ from netns_runtime.config import ProxyConfig
 from netns_runtime.control import listening
 from netns_runtime.entering import enter_plan
 from netns_runtime.events import timestamp
+from netns_runtime.feed import Feed
 from netns_runtime.gateway import Gateway
 from netns_runtime.namespace import cgroup, netns
 from netns_runtime.namespace.netlink import apply_links, kernel_has_ipv6, link_plan
@@ -60,7 +62,10 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     has_authority = wants_authority(request)
     proxy = proxyprocess.start(request.uplink_fd, wants_ca=has_authority)
     stack.callback(proxy.stop)
-    audit = AuditLog(request.audit_fd, name, tell_refusal if spec.verbose else None)
+    feed = Feed(proxy)
+    stack.callback(feed.close)
+    heard = partial(_heard, feed) if spec.verbose else feed.take
+    audit = AuditLog(request.audit_fd, name, heard, spec.audit_format)
     cgroups = stack.enter_context(cgroup.create_cgroups(cgroup.hierarchies(), name, spec.limits))
     gateway_fd = stack.enter_context(netns.create_namespace("gateway namespace"))
     sandbox_fd = stack.enter_context(netns.create_namespace("sandbox namespace"))
@@ -89,15 +94,21 @@ def _set_up(request: Request, stack: ExitStack, started: float) -> Sandbox:
     _configure_proxy(request, record, gateway, guard, proxy)
     return Sandbox(
         *(claim, control, record, audit, proxy, child, guard, cgroups, sandbox_fd, gateway),
+        feed,
         started,
         has_authority,
     )
 
 
+def _heard(feed: Feed, event: dict[str, Any]) -> None:
+    feed.take(event)
+    tell_refusal(event)
+
+
 def wants_authority(request: Request) -> bool:
     """Whether anything may be terminated: `--allow` alone says nothing about requests."""
     spec = request.spec
-    return bool(spec.policies or spec.presets or spec.secrets)
+    return bool(spec.policies or spec.presets or spec.secrets or spec.inspect)
 
 
 def _record(
@@ -189,6 +200,8 @@ def _configure_proxy(
             own_addresses=own,
             descriptors=tuple(name for name, _ in descriptors),
             verbose=spec.verbose,
+            audit_format=spec.audit_format,
+            inspect=spec.inspect,
             upstream_ca=request.upstream_ca,
             **_secrets_of(request),
         )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from netns_runtime import state
     from netns_runtime.audit import AuditLog
     from netns_runtime.control import ControlSocket
+    from netns_runtime.feed import Feed
     from netns_runtime.gateway import Gateway
     from netns_runtime.namespace.cgroup import Cgroups
     from netns_runtime.namespace.enter_launch import Child
@@ -40,5 +41,6 @@ class Sandbox:
     cgroups: Cgroups
     sandbox_fd: int
     gateway: Gateway
+    feed: Feed
     started: float
     has_authority: bool = False

@@ -28,6 +28,14 @@ MOST: Final = 1_000_000
 LONGEST: Final = 1 << 20
 """Bytes of one line."""
 
+_KINDS: Final = (
+    *((key, (int,)) for key in ("pid", "ppid", "port", "flow", "count", "status", "code")),
+    *((key, (int, float)) for key in ("bytes_in", "bytes_out", "duration_ms")),
+    *((key, (str,)) for key in ("time", "sandbox", "host", "address", "reason", "said_by")),
+    *((key, (str,)) for key in ("action", "entry", "detail", "remedy", "rule", "comm", "exe")),
+    *((key, (str,)) for key in ("method", "path", "protocol", "counted_by")),
+)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -128,8 +136,14 @@ def _event_of(line: bytes) -> Event | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    if isinstance(event, dict) and "class_uid" in event:
+        event = event.get("unmapped")  # --audit-format ocsf: the contract's event is whole there
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return None
+    for key, kind in _KINDS:
+        # Another version's, or somebody's own: what is no number here cannot be counted with.
+        if key in event and (not isinstance(event[key], kind) or isinstance(event[key], bool)):
+            del event[key]
     return event
 
 

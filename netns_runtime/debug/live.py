@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import state
 from netns_runtime.control import MESSAGE, ask, path_of
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from netns_runtime.policy import Policy
+
+
+_RCVBUFFORCE: Final = 33
+"""include/uapi/asm-generic/socket.h."""
 
 
 def chosen(name: str | None) -> state.Record:
@@ -54,18 +57,27 @@ def recent(name: str) -> Evidence:
 
 
 def subscribe(name: str, patience: float | None = None) -> Iterator[dict[str, Any]]:
-    """Events as they happen: {"event": {...}}, and {"lost": n} where we were too slow.
+    """Events from now on: {"event": {...}}, and "lost": n with it where we were too slow.
 
     Without `patience` it waits for as long as it takes; with it, {} stands for so many seconds in
     which nothing came. The iterator ends with the sandbox. Closing it ends the subscription.
     """
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)) as sock:
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
-            sock.connect(str(path_of(name)))
-            sock.send(b'{"command": "subscribe"}')
-        except OSError as error:
-            raise step_error(f"sandbox {name}", error, remedy="see netns-debug list") from error
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 << 20)
+        sock.settimeout(10.0)
+        sock.connect(str(path_of(name)))
+        sock.send(b'{"command": "subscribe"}')
+        # The first answer says that events are being kept for us.
+        _answered(json.loads(sock.recv(MESSAGE) or b'{"error": "it has gone"}'))
+    except (OSError, ValueError) as error:
+        sock.close()
+        raise step_error(f"sandbox {name}", error, remedy="see netns-debug list") from error
+    return _stream(sock, patience)
+
+
+def _stream(sock: socket.socket, patience: float | None) -> Iterator[dict[str, Any]]:
+    with sock:
         sock.settimeout(patience)
         while True:
             try:

@@ -1,7 +1,7 @@
 """How an explanation looks: as narrow as the terminal, coloured on one, plain anywhere else.
 
-What the sandbox chose (names, paths, processes) goes through `shown` before it is printed: printable
-ASCII only, so that it can neither steer a terminal nor pass for words of ours. Pure but for `Page`'s
+What the sandbox chose (names, paths, processes) goes through `shown` before it is printed: in
+printable ASCII it can neither steer a terminal nor pass for words of ours. Pure but for `Page`'s
 look at standard output.
 """
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WIDTH: Final = 80
 NARROWEST: Final = 40
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_SPANS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 _CODE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -71,7 +72,7 @@ def age_of(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f}s"
     whole = int(seconds)
-    for size, unit, below, rest in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+    for size, unit, below, rest in _SPANS:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // below:02}{rest}"
     return f"{whole}s"
@@ -104,16 +105,21 @@ class Page:
 
         A word that is longer than a line (a path, a policy line) stays whole, to be copied.
         """
-        return "\n".join(
-            textwrap.wrap(
-                text,
-                self.width,
-                initial_indent=indent,
-                subsequent_indent=" " * len(_CODE.sub("", indent)) if hanging is None else hanging,
-                break_long_words=False,
-                break_on_hyphens=False,
+        return (
+            "\n".join(
+                textwrap.wrap(
+                    text,
+                    self.width,
+                    initial_indent=indent,
+                    subsequent_indent=" " * len(_CODE.sub("", indent))
+                    if hanging is None
+                    else hanging,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
             )
-        ) or indent.rstrip()
+            or indent.rstrip()
+        )
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         """Left-aligned columns of `shown` cells, numbers to the right; the last is cut to fit."""

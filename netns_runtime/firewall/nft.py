@@ -8,6 +8,7 @@ A ruleset is loaded in one transaction and read back; a difference is an error, 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -21,6 +22,7 @@ from netns_runtime.firewall.ruleset import (
     TABLE,
     TCP,
     UDP,
+    gateway_ruleset,
     redirect_update,
 )
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 # Without /etc/protocols libnftables lists the number.
 _NAMES = {TCP: "tcp", UDP: "udp"}
-REMEDY = "the kernel needs nf_tables with nft_reject_inet (modprobe nf_tables nft_reject_inet)"
+REMEDY = "the kernel needs nf_tables with nft_reject_inet (modprobe -a nf_tables nft_reject_inet)"
+REDIRECT_REMEDY = "the kernel needs nft_tproxy (modprobe nft_tproxy); without it: --redirect off"
+_PLACE = re.compile(r"\S+:\d+:\d+-\d+: Error: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def load(ruleset: Ruleset) -> None:
     binding = _open()
     status, _, error = binding.json_cmd(ruleset.document)
     if status != 0:
-        raise StepError(f"gateway rules: {_first_line(error)}", remedy=REMEDY)
+        raise StepError(f"gateway rules: {_first_line(error)}", remedy=_remedy(binding, ruleset))
     listed = canonical(_list(binding, "list ruleset"))
     wanted = canonical(ruleset.expected)
     if listed != wanted:
@@ -85,6 +89,15 @@ def load(ruleset: Ruleset) -> None:
             f"gateway rules: the kernel lists other rules than were loaded, first {difference}",
             remedy="report this with the version of nftables",
         )
+
+
+def _remedy(binding: Any, ruleset: Ruleset) -> str:
+    """A ruleset loads whole or not at all: is it redirection that this kernel lacks?"""
+    plain = gateway_ruleset()
+    if ruleset.commands == plain.commands or binding.json_cmd(plain.document)[0] != 0:
+        return REMEDY
+    binding.json_cmd({"nftables": [{"delete": {"table": {"family": FAMILY, "name": TABLE}}}]})
+    return REDIRECT_REMEDY
 
 
 def update_redirect(listed: Sequence[Listed]) -> None:
@@ -96,16 +109,18 @@ def update_redirect(listed: Sequence[Listed]) -> None:
 
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else "refused without a message"
+    return _PLACE.sub("", lines[0]) if lines else "refused without a message"
 
 
 def canonical(objects: Iterable[dict[str, Any]]) -> list[Any]:
     """Objects as versions of libnftables agree on them: no handles, counts or implied matches.
 
     1.0.6 and 1.1 list the same rule with and without `meta l4proto` before a payload match, with
-    flags in another order, and the set flag `dynamic` only sometimes.
+    flags in another order or joined by `|`, the set flag `dynamic` only sometimes, and chains
+    before or after counters. Only within a chain does the order of what is listed mean anything.
     """
-    return [_plain(kind, value) for entry in objects for kind, value in entry.items()]
+    plain = [_plain(kind, value) for entry in objects for kind, value in entry.items()]
+    return sorted(plain, key=lambda part: (part[0], str(part[1])))
 
 
 def _plain(kind: str, value: dict[str, Any]) -> Any:
@@ -127,12 +142,26 @@ def _is_implied(part: dict[str, Any]) -> bool:
 
 
 def _plain_value(value: Any) -> Any:
+    if isinstance(value, dict) and value.keys() == {"|"}:
+        return _plain_value(_joined(value))
     if isinstance(value, dict):
         return {key: _plain_value(part) for key, part in sorted(value.items())}
     if isinstance(value, list):
         parts = [_plain_value(part) for part in value]
         return sorted(parts) if all(isinstance(part, str) for part in parts) else parts
     return value
+
+
+def _joined(value: Any) -> list[Any]:
+    """The flags of `a | b | c`, however nested."""
+    if isinstance(value, dict) and value.keys() == {"|"}:
+        return [flag for part in value["|"] for flag in _joined(part)]
+    return [value]
+
+
+def read_ruleset() -> list[dict[str, Any]]:
+    """Every object of every table in the calling thread's namespace. Raises StepError."""
+    return _list(_open(), "list ruleset")
 
 
 def read_counters() -> Counters:

@@ -104,8 +104,13 @@ class Child:
     is an event. Whoever made it calls `close`.
     """
 
-    def __init__(self, pid: int, control: socket.socket, errors: int) -> None:
+    def __init__(
+        self, pid: int, control: socket.socket, errors: int, plan: EnterPlan | None = None
+    ) -> None:
         self.pid = pid
+        # What a second command is to get as well (enter_join), without the plan's files.
+        self.command = plan.command if plan is not None else None
+        self.filters = plan.filters if plan is not None else ()
         self.command_pid: int | None = None
         self._control = control
         self._errors = errors
@@ -227,7 +232,7 @@ def launch(plan: EnterPlan, *, netns_fd: int, cgroup_fds: Sequence[int] = ()) ->
             os._exit(125)
     theirs.close()
     os.close(errors_write)
-    return Child(pid, ours, errors)
+    return Child(pid, ours, errors, plan)
 
 
 def _become_bwrap(

@@ -20,6 +20,7 @@ VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _MAGIC: Final = 0xEB9F
 _STRUCT: Final = 4
 _UNION: Final = 5
+_ENUM: Final = 6
 # Bytes after the common 12 of a type: fixed, and for each of its vlen members.
 _EXTRA: Final = {
     1: (4, 0),
@@ -127,6 +128,20 @@ def offsets_of(data: bytes, fields: Mapping[str, tuple[str, str]]) -> dict[str, 
     except (struct.error, IndexError) as error:
         raise ValueError("BTF: cut short") from error
     return found
+
+
+def enumerators_of(data: bytes, name: str) -> dict[str, int]:
+    """Names and numbers of an enumeration, empty where there is none. ValueError on bad BTF."""
+    try:
+        types = _Types(data)
+        for place in types.positions[1:]:
+            label, info, _ = _TYPE.unpack_from(data, place)
+            if info >> 24 & 0x1F == _ENUM and types.name_at(label) == name.encode("ascii"):
+                pairs = struct.iter_unpack("=Ii", data[place + 12 :][: 8 * (info & 0xFFFF)])
+                return {types.name_at(at).decode("ascii"): number for at, number in pairs}
+    except (struct.error, IndexError) as error:
+        raise ValueError("BTF: cut short") from error
+    return {}
 
 
 def executable_offsets(path: Path = VMLINUX) -> dict[str, int]:

@@ -85,15 +85,6 @@ def _has_bpffs() -> bool:
     return bpffs_of(mounts) is not None or _has_line("/proc/filesystems", "bpf", 1)
 
 
-def _has_headers() -> bool:
-    from netns_runtime.probes.headers import SOURCES, pair_of
-
-    try:
-        return pair_of(os.listdir(SOURCES)) is not None
-    except OSError:
-        return False
-
-
 @dataclass(frozen=True, slots=True)
 class _Check:
     name: str
@@ -117,7 +108,6 @@ _CHECKS: Final = (
     _Check(
         "bcc", lambda: importlib.util.find_spec("bcc") is not None, "apt-get install python3-bpfcc"
     ),
-    _Check("headers", _has_headers, "apt-get install linux-headers-amd64 (or -generic on Ubuntu)"),
     _Check(
         "btf",
         VMLINUX.exists,

@@ -1,4 +1,4 @@
-"""A kernel header tree for bcc, from whatever headers the distribution has installed.
+"""A kernel header tree for a bcc that our own headers do not serve, from installed headers.
 
 bcc wants one tree; Debian and Ubuntu split it in two packages, and the running kernel's own headers
 may not exist at all. Our programs touch only stable contexts (uapi), so any version serves: the

@@ -18,6 +18,7 @@ from netns_runtime.probes import syscall
 from netns_runtime.probes.btf import executable_offsets
 from netns_runtime.probes.headers import merged_tree
 from netns_runtime.probes.hooks import HOOKS
+from netns_runtime.probes.own_headers import own_tree
 from netns_runtime.probes.probe import MAPS, create_ring
 from netns_runtime.probes.records import RINGS
 from netns_runtime.probes.unavailable import ProbeUnavailable
@@ -31,8 +32,12 @@ _LOG_BYTES: Final = 1 << 24
 
 
 def verifier_lines(log: str) -> tuple[str, str]:
-    """What the verifier objected to, and at which instruction: the last two lines that say so."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    """What the verifier objected to, and at which instruction: the last two lines that say so.
+
+    Linux 7.3 explains itself at length after that (seen there; 6.18 does not yet).
+    """
+    told_first = log.partition("\nVerification failed:")[0]
+    lines = [line.strip() for line in told_first.splitlines() if line.strip()]
     told = [
         line
         for line in lines
@@ -70,7 +75,17 @@ def _standard_error_in(fd: int) -> Iterator[None]:
         os.close(kept)
 
 
-def _compile(source: str, flags: Sequence[str], tree: Path) -> Any:
+def _compile(source: str, flags: Sequence[str], cache: Path) -> Any:
+    """With headers of our own; a bcc that wants others gets the distribution's."""
+    try:
+        return _compile_in(own_tree(cache), source, flags)
+    except ProbeUnavailable as error:
+        with contextlib.suppress(ProbeUnavailable):
+            return _compile_in(merged_tree(cache), source, flags)
+        raise error
+
+
+def _compile_in(tree: Path, source: str, flags: Sequence[str]) -> Any:
     os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     try:
         import bcc
@@ -110,9 +125,40 @@ def _load(module: Any, name: str, kind: int, attach_type: int) -> int:
         ) from error
 
 
+def load_tracing(
+    source: str, flags: Sequence[str], cache: Path, maps: Sequence[str], programs: Sequence[str]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Descriptors of maps and of raw tracepoint programs, in this process and not pinned.
+
+    The caller owns them. Raises ProbeUnavailable.
+    """
+    module = _compile(source, flags, cache)
+    kind = syscall.RAW_TRACEPOINT
+    loaded = {name: _load(module, name, kind, 0) for name in programs}
+    # The module closes its own when it goes.
+    return {name: os.dup(_map_fd(module, name)) for name in maps}, loaded
+
+
+def user_symbol(pid: int, address: int) -> str:
+    """`function+0x1f [file]` of a process, `0x... [file]` where the file has no symbols, and the
+    address alone where the process has gone."""
+    import bcc
+
+    try:
+        found = bcc.BPF.sym(address, pid, show_module=True, show_offset=True)
+    except Exception:  # bcc raises what it likes for a process that has gone
+        return hex(address)
+    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
+    return hex(address) + text.removeprefix("[unknown]") if "[unknown]" in text else text
+
+
+def _map_fd(module: Any, name: str) -> int:
+    fd: int = module.get_table(name).map_fd
+    return fd
+
+
 def _compile_and_pin(directory: Path, source: str, flags: Sequence[str], cache: Path) -> None:
-    tree = merged_tree(cache)
-    module = _compile(source, flags, tree)
+    module = _compile(source, flags, cache)
     # bpffs allows no dot in a name.
     partial = directory.with_name(directory.name + "-new")
     remove_directory(partial)

@@ -27,6 +27,7 @@ _PROG_DETACH: Final = 9
 _MAP_FD_BY_ID: Final = 14
 _OBJ_INFO: Final = 15
 _PROG_QUERY: Final = 16
+_RAW_TRACEPOINT: Final = 17
 _MAP_LOOKUP_BATCH: Final = 24
 
 ANY: Final = 0
@@ -35,6 +36,8 @@ READ_ONLY: Final = 1 << 3
 """BPF_F_RDONLY: the descriptor can look up and not change."""
 _ALLOW_MULTI: Final = 1 << 1
 
+RAW_TRACEPOINT: Final = 17
+"""BPF_PROG_TYPE_RAW_TRACEPOINT."""
 RINGBUF: Final = 27
 """BPF_MAP_TYPE_RINGBUF."""
 
@@ -185,6 +188,12 @@ def attached(cgroup: int, kind: int) -> list[int]:
     _call(_PROG_QUERY, attr)
     count: int = struct.unpack_from("=I", attr, 24)[0]
     return list(ids[:count])
+
+
+def open_raw_tracepoint(name: str, program: int) -> int:
+    """Attach a program to a tracepoint until the descriptor is closed. ENOENT: there is none."""
+    text = _buffer(name.encode("ascii") + b"\0")
+    return _bpf(_RAW_TRACEPOINT, struct.pack("=QII", ctypes.addressof(text), program, 0))
 
 
 def id_of(fd: int) -> int:

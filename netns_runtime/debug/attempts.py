@@ -1,0 +1,137 @@
+"""What processes really tried, put together from audit events: one value for each attempt.
+
+A flow has several lines and a kept-alive one several requests; an attempt is the smallest thing a
+person would ask about: a name looked up, a direct connect, a tunnel, one request, one WebSocket.
+`step` says where it ended, by the table in `steps`. Pure; an event that lacks a field is taken for
+as much as it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from netns_runtime.debug.steps import is_of_request, step_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Event = dict[str, Any]
+
+# RFC 6455, 7.4.1: a normal end, going away, and a close frame without a code.
+CONTENT: Final = frozenset({1000, 1001, 1005})
+_BROKEN_ANSWERS: Final = frozenset({"http_response_incomplete", "http_protocol_error"})
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """`outcome` is passed, open (still under way), refused (by us) or failed (upstream, client).
+
+    `event` is the line that decided it and `seen` all lines of the attempt. `step` is a key of
+    `steps.TITLES`, None where it passed or is open.
+    """
+
+    outcome: str
+    step: str | None
+    event: Event
+    seen: tuple[Event, ...]
+
+    def get(self, key: str) -> Any:
+        """A field of the deciding line, or else of the latest other that has it."""
+        if key in self.event:
+            return self.event[key]
+        return next((event[key] for event in reversed(self.seen) if key in event), None)
+
+    @property
+    def time(self) -> str:
+        return str(self.event.get("time", ""))
+
+    def summary(self) -> dict[str, Any]:
+        """Flat, for --json."""
+        keys = ("pid", "comm", "exe", "host", "address", "port", "entry", "protocol", "method")
+        more = ("path", "status", "code", "reason", "said_by", "detail", "rule", "remedy", "flow")
+        told = {key: value for key in (*keys, *more) if (value := self.get(key)) is not None}
+        count = self.event.get("count", 1)
+        return {"time": self.time, "outcome": self.outcome, "step": self.step, **told} | (
+            {"count": count} if count != 1 else {}
+        )
+
+
+def attempts_of(events: Iterable[Event]) -> list[Attempt]:
+    """Every attempt among the events, in the order in which they were decided."""
+    found: list[Attempt] = []
+    flows: dict[tuple[str, int], list[Event]] = {}
+    for event in events:
+        kind, number = event["event"], event.get("flow")
+        if kind in ("dns.refused", "connect.refused") or (
+            kind == "flow.decided" and not isinstance(number, int)
+        ):
+            found.append(Attempt("refused", step_of(event), event, (event,)))
+        elif isinstance(number, int):
+            flows.setdefault((str(event.get("sandbox", "")), number), []).append(event)
+    for group in flows.values():
+        found += _of_flow(group)
+    found.sort(key=lambda attempt: attempt.time)
+    return [attempt for attempt in found if not _is_carrier(attempt, found)]
+
+
+def _is_carrier(attempt: Attempt, others: Sequence[Attempt]) -> bool:
+    """Whether it is only the tunnel in which another attempt was made: a terminated connection is
+    a flow, and a request in it that gets a flow of its own another."""
+    event = attempt.event
+    if event["event"] != "flow.closed" or attempt.outcome != "passed" or event.get("bytes_out"):
+        return False
+    began = str(attempt.seen[0].get("time", ""))
+    keys = ("sandbox", "pid", "host", "port")
+    return any(
+        other is not attempt
+        and other.get("method") is not None
+        and began <= other.time <= attempt.time
+        and all(other.event.get(key) == event.get(key) for key in keys)
+        for other in others
+    )
+
+
+def _of_flow(group: Sequence[Event]) -> list[Attempt]:
+    decided = [event for event in group if event["event"] == "flow.decided"]
+    seen = tuple(group)
+    if decided and decided[-1].get("action") == "refuse":
+        asked = next((event for event in group if event["event"] == "http.request"), None)
+        step = "traffic" if asked and is_of_request(asked) else step_of(decided[-1])
+        return [Attempt("refused", step, decided[-1], seen)]
+    closed = next((event for event in group if event["event"] == "flow.closed"), None)
+    requests = [event for event in group if event["event"] == "http.request"]
+    sockets = [event for event in group if event["event"] == "ws.closed"]
+    if not requests and not sockets:
+        return [_whole(closed or group[-1], seen, is_closed=closed is not None)]
+    about = tuple(event for event in group if event["event"] in ("flow.decided", "flow.closed"))
+    found = [_whole(event, (*about, event), is_closed=True) for event in [*requests, *sockets]]
+    last = found[-1]
+    if last.outcome == "passed" and closed and closed.get("reason") in _BROKEN_ANSWERS:
+        found[-1] = _whole(closed, seen, is_closed=True)
+    return found
+
+
+def _whole(event: Event, seen: tuple[Event, ...], *, is_closed: bool) -> Attempt:
+    outcome = _outcome_of(event)
+    if outcome != "passed":
+        return Attempt(outcome, step_of(event), event, seen)
+    return Attempt("passed" if is_closed else "open", None, event, seen)
+
+
+def _outcome_of(event: Mapping[str, Any]) -> str:
+    if event.get("action") == "refuse":
+        return "refused"
+    status, code = event.get("status"), event.get("code")
+    if isinstance(status, int) and status >= 400:
+        return "failed"
+    if event["event"] == "ws.closed" and isinstance(code, int) and code not in CONTENT:
+        return "failed"
+    is_end = event["event"] in ("flow.closed", "http.request")
+    # A client that may not trust us ends without a reason: its flow.closed has advice only.
+    is_fault = is_end and (event.get("reason") or (event.get("detail") and event.get("remedy")))
+    return "failed" if is_fault and not _is_noted(event) else "passed"
+
+
+def _is_noted(event: Mapping[str, Any]) -> bool:
+    return str(event.get("detail", "")).startswith("would be refused")

@@ -1,0 +1,242 @@
+"""`netns-debug trace` on a running sandbox: what it shows, what it counts, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.run import NETNS_DEBUG, PYTHON, Running, environment, netns_debug
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.lab import Lab
+
+# Refused connects in a row on one address, as fast as it goes; says how long each took.
+FLOOD = """
+import socket, sys, time
+sys.stdin.readline()
+count = int(sys.argv[1])
+sock = socket.socket()
+begun = time.perf_counter()
+for _ in range(count):
+    sock.connect_ex(("203.0.113.5", 81))
+print((time.perf_counter() - begun) / count * 1e9, flush=True)
+sys.stdin.readline()
+"""
+CURL = "curl -s -o /dev/null -m 5"
+
+
+class Trace:
+    """A `netns-debug trace --json` at work; `begun` waits until it follows."""
+
+    def __init__(self, name: str, *options: str) -> None:
+        self.process = subprocess.Popen(
+            [NETNS_DEBUG, "trace", name, "--json", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+
+    def end(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """Every line but the last, and the totals."""
+        out, err = self.process.communicate(timeout=30)
+        assert err == ""
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert "totals" in lines[-1], out[-500:]
+        return lines[:-1], lines[-1]["totals"]
+
+
+@pytest.fixture
+def name() -> str:
+    return f"trace-{os.getpid()}"
+
+
+@pytest.fixture
+def shell(lab: Lab, name: str) -> Iterator[Running]:
+    words = ["sh", "-c", 'while read line; do eval "$line"; echo done; done']
+    with Running(
+        *("--name", name, "--allow", "web.lab.test:80", "--allow", "web.lab.test:9"),
+        cmd=words,
+        lab=lab,
+        stdin=subprocess.PIPE,
+    ) as running:
+        do(running, ":")
+        yield running
+        leave(running)
+        running.process.wait(10)
+
+
+LEFT: set[int] = set()
+
+
+def leave(running: Running) -> None:
+    if running.process.pid not in LEFT:
+        LEFT.add(running.process.pid)
+        running.tell("exit 0")
+
+
+def do(running: Running, command: str) -> None:
+    running.tell(command)
+    assert running.line().strip() == "done"
+
+
+def followed(name: str, *options: str) -> Trace:
+    trace = Trace(name, *options)
+    assert trace.process.stdout is not None
+    assert json.loads(trace.process.stdout.readline()) == {"began": {"sandbox": name}}
+    return trace
+
+
+def test_shows_refusals_decisions_and_failures_with_their_process(
+    shell: Running, name: str
+) -> None:
+    trace = followed(name)
+    do(shell, f"{CURL} http://web.lab.test/")
+    do(shell, f"{CURL} http://web.lab.test:9/")
+    do(shell, f"{CURL} http://nobody.lab.test/")
+    do(shell, f"{CURL} --noproxy '*' http://nobody.lab.test/")
+    do(shell, f"{CURL} --noproxy '*' http://203.0.113.5:81/")
+    leave(shell)
+    lines, totals = trace.end()
+    events = [line["event"] for line in lines]
+    found = {(e["event"], e.get("action"), e.get("reason")) for e in events}
+    assert {
+        ("flow.decided", "allow", None),
+        ("flow.closed", None, "connection_refused"),
+        ("flow.decided", "refuse", "http_request_denied"),
+        ("dns.refused", "refuse", "name_not_allowed"),
+        ("connect.refused", "refuse", "direct_tcp"),
+    } <= found
+    assert events[-1]["event"] == "sandbox.exited"
+    assert {e.get("comm") for e in events if "comm" in e} == {"curl"}
+    assert {e.get("exe") for e in events if "exe" in e} == {"/usr/bin/curl"}
+    [direct] = [line for line in lines if line["event"]["event"] == "connect.refused"]
+    assert direct["ancestry"][0]["comm"] == "sh", "who had started it, though it has ended"
+    assert totals == {"refused": 1, "told": 1, "shown": 1, "not_told": 0, "events_lost": 0}
+
+
+def test_filters_leave_out_and_say_how_many(shell: Running, name: str) -> None:
+    trace = followed(name, "--host", "*.lab.test", "--action", "refuse", "--process", "curl")
+    do(shell, f"{CURL} http://web.lab.test/")
+    do(shell, f"{CURL} http://nobody.lab.test/")
+    do(shell, f"{CURL} --noproxy '*' http://203.0.113.5:81/")
+    leave(shell)
+    lines, totals = trace.end()
+    shown = [line["event"] for line in lines if not line["event"]["event"].startswith("sandbox.")]
+    assert {event["host"] for event in shown} == {"nobody.lab.test"}
+    assert totals == {"refused": 1, "told": 1, "shown": 0, "not_told": 0, "events_lost": 0}
+
+
+def test_an_interrupt_ends_it_with_the_count(shell: Running, name: str) -> None:
+    trace = followed(name)
+    do(shell, f"{CURL} --noproxy '*' http://203.0.113.5:81/")
+    time.sleep(0.5)
+    trace.process.send_signal(signal.SIGINT)
+    _, totals = trace.end()
+    assert totals["refused"] == 1
+    assert trace.process.returncode == 0
+
+
+def test_what_is_remembered_can_be_shown_first(shell: Running, name: str) -> None:
+    do(shell, f"{CURL} http://nobody.lab.test/")
+    said = netns_debug("trace", name, "--recent", "--for", "0.3")
+    assert said.returncode == 0
+    assert "nobody.lab.test:80" in said.stdout
+    assert "fix  --allow nobody.lab.test:80" in said.stdout
+    assert all(len(line) <= 80 for line in said.stdout.splitlines() if "--" not in line)
+    assert "0 refused connects since the trace began" in said.stdout.splitlines()[-1]
+
+
+def test_a_hundred_thousand_refused_connects_are_all_counted(lab: Lab, name: str) -> None:
+    with Running(
+        "--name", name, cmd=[PYTHON, "-c", FLOOD, "100000"], lab=lab, stdin=subprocess.PIPE
+    ) as running:
+        time.sleep(1.0)
+        trace = followed(name)
+        running.tell("go")
+        assert float(running.line()) > 0
+        running.tell("end")
+        ended = running.wait().event("sandbox.exited")
+        lines, totals = trace.end()
+    told = sum(line["event"].get("event") == "connect.refused" for line in lines)
+    assert ended["count"] == 100_000
+    assert totals["refused"] == 100_000
+    assert totals["told"] == told
+    assert totals["not_told"] == 100_000 - told
+    assert totals["not_told"] > 90_000
+
+
+def test_kernel_tells_why_a_packet_was_dropped_and_by_which_rule(lab: Lab, name: str) -> None:
+    """Without the probe the gateway's nft refuses: its own trace and a reset say so."""
+    script = f"read x; {CURL} --noproxy '*' http://203.0.113.5:81/; sleep 1; read x"
+    with Running(
+        *("--name", name, "--probe", "nft"),
+        cmd=["sh", "-c", script],
+        lab=lab,
+        stdin=subprocess.PIPE,
+    ) as running:
+        time.sleep(1.0)
+        trace = followed(name, "--kernel")
+        running.tell("go")
+        time.sleep(1.5)
+        running.tell("end")
+        running.wait()
+        lines, _ = trace.end()
+    kernel = [line["kernel"] for line in lines if "kernel" in line]
+    assert not [entry for entry in kernel if entry["kind"] == "missing"], kernel
+    states = {entry["reason"] for entry in kernel if entry["kind"] == "state"}
+    assert {"CLOSE -> SYN_SENT", "SYN_SENT -> CLOSE"} <= states
+    drops = [e for e in kernel if e["kind"] == "drop" and "203.0.113.5:81" in str(e.values())]
+    assert any(entry["reason"] == "NETFILTER_DROP" for entry in drops), kernel
+    assert all(entry["function"] for entry in drops)
+    assert any(entry["kind"] == "reset received" for entry in kernel), kernel
+    rules = [line["nft"]["text"] for line in lines if "nft" in line]
+    assert any("refused_tcp" in text and "verdict" in text for text in rules), rules
+
+
+def test_stacks_tell_where_in_the_process_a_connect_was_refused(lab: Lab, name: str) -> None:
+    with Running(
+        "--name", name, cmd=[PYTHON, "-c", FLOOD, "1"], lab=lab, stdin=subprocess.PIPE
+    ) as running:
+        time.sleep(1.0)
+        trace = followed(name, "--stacks")
+        running.tell("go")
+        running.line()
+        time.sleep(1.0)
+        running.tell("end")
+        running.wait()
+        lines, _ = trace.end()
+    stacks = [
+        line["kernel"] for line in lines if "kernel" in line and line["kernel"]["kind"] == "stack"
+    ]
+    assert stacks
+    assert "connect" in stacks[0]["user_stack"][0]
+    assert any(
+        "do_syscall_64" in frame or "el0_svc" in frame for frame in stacks[0]["kernel_stack"]
+    )
+
+
+def test_an_audit_file_can_be_shown_as_a_trace(shell: Running, name: str, tmp_path: Any) -> None:
+    do(shell, f"{CURL} http://nobody.lab.test/")
+    path = tmp_path / "audit.jsonl"
+    whole = "".join(json.dumps(event) + "\n" for event in shell.audit())
+    path.write_text(whole + '{"event": "flow.cl')
+    said = netns_debug("trace", "--from", str(path), "--action", "refuse")
+    assert said.returncode == 0
+    assert "REFUSED http    curl" in said.stdout
+    assert said.stderr == ("netns-debug: the last line is cut off in the middle; it is left out\n")
+
+
+def test_a_sandbox_that_has_gone_is_one_line(name: str) -> None:
+    said = netns_debug("trace", name)
+    assert said.returncode == 125
+    assert said.stderr.startswith(f"netns-debug: no sandbox called {name} is running: see ")
+    assert len(said.stderr.splitlines()) == 1
