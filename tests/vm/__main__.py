@@ -8,7 +8,6 @@ built stays in the cache; a run that was interrupted is continued by the next.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import signal
 import sys
@@ -21,13 +20,17 @@ from tests.vm import cache, guest, image, job, kernels, report, suite, tools, us
 from tests.vm.archive import Archive, open_archive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
-_EPILOG: Final = f"""\
-KERNEL is a version prefix, `newest`, and a flavour: 6.1, 6.12-cloud, 7. Default: {' '.join(kernels.DEFAULT)}.
-fallbacks: {' '.join(suite.LACKS)}.
-cache: $XDG_CACHE_HOME/{cache.NAME} or {cache.SYSTEM}/{cache.NAME}."""
+_EPILOG: Final = "\n".join(
+    (
+        "KERNEL is a version prefix, or `newest`, and a flavour: 6.1, 6.12-cloud, 7.",
+        f"without any: {' '.join(kernels.DEFAULT)}",
+        f"fallbacks: {' '.join(suite.LACKS)}",
+        f"cache: $XDG_CACHE_HOME/{cache.NAME} or {cache.SYSTEM}/{cache.NAME}",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +60,43 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL")
     parser.add_argument("--list", action="store_true", help="print what the archive offers")
-    parser.add_argument("--fallback", action="append", default=[], metavar="NAME",
-                        help="a row of the first kernel without NAME, or all; repeatable")
-    parser.add_argument("--userland", choices=("bookworm", "trixie"),
-                        help="Debian release of the root file system; default: the kernel's own")
+    parser.add_argument(
+        "--fallback",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a row of the first kernel without NAME, or all; repeatable",
+    )
+    parser.add_argument(
+        "--userland",
+        choices=("bookworm", "trixie"),
+        help="Debian release of the root file system; default: the kernel's own",
+    )
     parser.add_argument("--commit", metavar="C", help="test this commit, not the working tree")
-    parser.add_argument("--project", type=Path, default=CHECKOUT, metavar="DIR",
-                        help="test this tree, not this checkout")
+    parser.add_argument(
+        "--project",
+        type=Path,
+        default=CHECKOUT,
+        metavar="DIR",
+        help="test this tree, not this checkout",
+    )
     parser.add_argument("--seconds", type=float, default=1800, help="limit for one guest")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--no-smoke", action="store_true", help="tests/kernel alone")
-    parser.add_argument("--tests", action="append", default=[], metavar="PATH",
-                        help="these tests instead; repeatable")
+    parser.add_argument(
+        "--tests",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="these tests instead; repeatable",
+    )
     parser.add_argument("--junit", type=Path, metavar="FILE", help="also write JUnit XML there")
-    parser.add_argument("--table", type=Path, metavar="FILE",
-                        help="put the table into FILE, between its matrix markers")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="put the table into FILE, between its matrix markers",
+    )
     return parser.parse_args(arguments)
 
 
@@ -90,26 +115,24 @@ def rows_of(options: argparse.Namespace) -> list[suite.Row]:
     return rows
 
 
-@contextlib.contextmanager
-def open_bench(options: argparse.Namespace) -> Iterator[Bench]:
+def open_bench(options: argparse.Namespace) -> Bench:
     place = cache.open_cache()
     with cache.only_one(place):
         archive = open_archive(place)
         offered = kernels.offered(archive.names("linux-"))
         if options.list:
-            yield Bench(place, archive, offered, options.project, [], options)
-            return
+            return Bench(place, archive, offered, options.project, [], options)
         for name in options.kernels:
             kernels.choose(name, offered)
-        tools.require(list(tools.PACKAGES))
+        tools.require(tools.FOR_GUESTS)
         tools.quicken_qemu(archive)
         project = options.project
         if options.commit:
-            project = place / "commit"
+            project = place / "commits" / cache.key_of(options.commit)
             job.export(options.project, options.commit, project)
-        is_checkout = (project / ".git").exists()
-        names = job.files_of(project) if is_checkout else job.tree_names(project)
-        yield Bench(place, archive, offered, project, names, options)
+    is_checkout = (project / ".git").exists()
+    names = job.files_of(project) if is_checkout else job.tree_names(project)
+    return Bench(place, archive, offered, project, names, options)
 
 
 def run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
@@ -117,14 +140,15 @@ def run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
     kernel = kernels.choose(row.kernel, bench.kernels)
     chosen = userland.Userland(options.userland or kernel.userland)
     say(f"{row.name}: {kernel.release} on {chosen.release}")
-    boot = image.build_boot(bench.place, bench.archive, kernel)
-    root = userland.build_userland(bench.place, bench.archive, bench.project, chosen)
+    with cache.only_one(bench.place):
+        boot = image.build_boot(bench.place, bench.archive, kernel)
+        root = userland.build_userland(bench.place, bench.archive, bench.project, chosen)
     place = bench.place / "runs" / row.name.replace(" ", "-")
     cache.remove(place)
     place.mkdir(parents=True)
     cache.require_space(place, 2048, "a guest's changes")
     kvm = tools.has_kvm()
-    tests = options.tests or suite.tests_of(row, smoke=not options.no_smoke)
+    tests = options.tests or suite.selection_of(row, smoke=not options.no_smoke)
     command = suite.command_of(row, tests, kvm=kvm)
     settings = row.lack.settings if row.lack else {}
     job.write_job(place / "job.tar", bench.project, bench.names, job.Job(command, settings))
@@ -191,12 +215,12 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         rows = rows_of(options)
-        with open_bench(options) as bench:
-            if options.list:
-                for name in kernels.series(bench.kernels):
-                    print(f"{name:12} {kernels.choose(name, bench.kernels).release}")  # noqa: T201
-                return 0
-            finished = run_rows(bench, rows)
+        bench = open_bench(options)
+        if options.list:
+            for name in kernels.series(bench.kernels):
+                _tell(f"{name:12} {kernels.choose(name, bench.kernels).release}\n")
+            return 0
+        finished = run_rows(bench, rows)
         _tell("\n" + report.table(finished))
         return report.status_of(finished)
     except NetnsError as error:

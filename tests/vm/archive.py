@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ RELEASES: Final = ("bookworm", "bookworm-backports", "trixie", "trixie-backports
 KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 MIRROR: Final = "NETNS_VM_MIRROR"
 _NETWORK: Final = "check the network and apt's sources, then run it again: what is built is kept"
+_FRESH: Final = 6 * 3600.0
 _TARGETS: Final = "$(ORIGIN)|$(RELEASE)|$(REPO_URI)"
 _MAIN: Final = re.compile(r"[a-z]+(-updates|-backports)?")
 
@@ -118,7 +120,15 @@ class Archive:
 
 
 def open_archive(place: Path) -> Archive:
-    """The archive with lists of today."""
+    """The archive with lists of today; with older ones where the network is away."""
     archive = Archive(place / "apt", find_mirror())
-    archive.update()
+    stamp = archive.place / "updated"
+    age = time.time() - stamp.stat().st_mtime if stamp.exists() else None
+    if age is None or age > _FRESH:
+        try:
+            archive.update()
+            stamp.touch()
+        except StepError:
+            if age is None:
+                raise
     return archive

@@ -8,6 +8,7 @@ a time; another waits for it. Errors are StepError: no space, or no directory to
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,7 +17,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from netns_runtime.errors import StepError
+from netns_runtime.errors import StepError, step_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 NAME: Final = "netns-runtime-vm"
 SYSTEM: Final = Path("/var/cache")
 _PARTIAL: Final = ".partial"
+_REMEDIES: Final = {errno.ENOSPC: "free some space, or point XDG_CACHE_HOME at another disk"}
 
 
 def place_of(environment: Mapping[str, str]) -> Path:
@@ -39,7 +41,8 @@ def open_cache() -> Path:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StepError(
-            f"cache {place}: {error.strerror}", remedy="point XDG_CACHE_HOME at a directory of yours"
+            f"cache {place}: {error.strerror}",
+            remedy="point XDG_CACHE_HOME at a directory of yours",
         ) from error
     return place
 
@@ -90,8 +93,8 @@ def built(path: Path, build: Callable[[Path], None]) -> Path:
         build(partial)
         partial.rename(path)
     except OSError as error:
-        raise StepError(
-            f"building {path.name}: {error.strerror or error}", remedy="is the disk full?"
+        raise step_error(
+            f"building {path.name}", error, remedy=_REMEDIES.get(error.errno or 0, "")
         ) from error
     finally:
         remove(partial)

@@ -97,7 +97,9 @@ def tail_of(text: str) -> str:
     return "\n".join(text.rstrip().splitlines()[-_TAIL:])
 
 
-def judge(console: str, output: str, *, seconds: float, limit: float, lives: bool) -> Outcome | None:
+def judge(
+    console: str, output: str, *, seconds: float, limit: float, lives: bool
+) -> Outcome | None:
     """What the logs mean; None while the guest may still end well."""
     panic = _PANIC.search(console)
     status = _STATUS.search(output)
@@ -180,6 +182,6 @@ def unpack_result(place: Path) -> None:
     with result.open("rb") as file:
         is_empty = not file.read(512).strip(b"\0")
     if not is_empty:
-        words = ["tar", "-x", "--no-same-owner", "-f", result, "-C", place]
+        words = ["tar", "-x", "--no-same-owner", "-f", str(result), "-C", str(place)]
         cache.run("result of the guest", words, remedy="is the disk full?")
     result.unlink()

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+_CGROUPS = {"cgroup": "v1", "cgroup2": "v2"}
+
 
 def _first_line(words: list[str]) -> str:
     with contextlib.suppress(OSError):
@@ -44,7 +46,7 @@ def facts() -> dict[str, object]:
     headers = sorted(p.name for p in Path("/usr/src").glob("linux-headers-*-common"))
     return {
         "release": os.uname().release,
-        "cgroups": {("cgroup",): "v1", ("cgroup2",): "v2"}.get(tuple(kinds), "hybrid"),
+        "cgroups": "hybrid" if len(kinds) > 1 else _CGROUPS.get("".join(kinds), "none"),
         "kprobes": Path("/sys/kernel/tracing/kprobe_events").exists(),
         "btf": Path("/sys/kernel/btf/vmlinux").exists(),
         "ipv6": Path("/proc/net/if_inet6").exists(),

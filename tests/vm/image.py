@@ -77,7 +77,9 @@ def _plain(path: Path) -> bytes:
     if path.suffix == ".xz":
         return lzma.decompress(data)
     if path.suffix == ".zst":
-        raise StepError(f"module {path.name}: zstd is not read here", remedy="choose another kernel")
+        raise StepError(
+            f"module {path.name}: zstd is not read here", remedy="choose another kernel"
+        )
     return data
 
 
@@ -98,8 +100,8 @@ def _initramfs(modules: Path) -> bytes:
     busybox = shutil.which("busybox")
     if busybox is None:
         raise StepError("busybox is not installed", remedy="apt-get install busybox-static")
-    files = {name: (stat.S_IFDIR | 0o755, b"") for name in ("bin", "dev", "proc", "sys", "root")}
-    files["modules"] = (stat.S_IFDIR | 0o755, b"")
+    directories = ("bin", "dev", "modules", "proc", "root", "sys")
+    files = dict.fromkeys(directories, (stat.S_IFDIR | 0o755, b""))
     files["bin/busybox"] = (stat.S_IFREG | 0o755, Path(busybox).read_bytes())
     files["init"] = (stat.S_IFREG | 0o755, INIT.read_bytes())
     texts = [(modules / name).read_text() for name in ("modules.dep", "modules.builtin")]

@@ -37,7 +37,7 @@ class Job:
 
 def settings_text(settings: Mapping[str, str]) -> str:
     """Shell assignments."""
-    known = {"CGROUPS": "pure", "WITHOUT_MODULES": "", **settings}
+    known = {"CGROUPS": "pure", "WITHOUT_MODULES": "", "WITHOUT_HEADERS": "", **settings}
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in known.items())
 
 
@@ -51,11 +51,14 @@ def files_of(project: Path) -> list[str]:
 def export(project: Path, commit: str, target: Path) -> None:
     """Write a commit's files below `target`."""
     kept = target.with_name(target.name + ".tar")
+    kept.parent.mkdir(parents=True, exist_ok=True)
     words = ["git", "-C", str(project), "archive", "-o", str(kept), commit]
     cache.run(f"git archive {commit}", words, remedy="name a commit of this repository")
     cache.remove(target)
     target.mkdir(parents=True)
-    cache.run(f"commit {commit}", ["tar", "-x", "-f", kept, "-C", target], remedy="is the disk full?")
+    cache.run(
+        f"commit {commit}", ["tar", "-x", "-f", kept, "-C", target], remedy="is the disk full?"
+    )
     kept.unlink()
 
 

@@ -23,6 +23,7 @@ _PACKAGE: Final = re.compile(
     r"linux-(?:image|binary)-(?P<release>(?P<version>\d+\.\d+\.\d+)(?:-\d+)?(?:\+deb(?P<debian>\d+)[\d.]*)?"
     r"(?:-(?P<flavour>cloud|rt))?-amd64)"
 )
+_PARTS: Final = ("base", "binary", "modules", "image")
 _NAME: Final = re.compile(r"(?P<version>newest|\d+(?:\.\d+){0,3})(?:-(?P<flavour>cloud|rt))?")
 _USERLANDS: Final = {"": "bookworm", "12": "bookworm", "13": "trixie"}
 
@@ -50,8 +51,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 def offered(names: Iterable[str]) -> list[Kernel]:
     """The kernels among package names, oldest first.
 
-    Up to 6.18 one signed linux-image package holds everything; since 6.19 linux-binary holds the
-    image and linux-modules (or linux-image itself, for a while) the modules.
+    Up to 6.18 one signed linux-image package holds everything; since then it is split in up to
+    four, of which linux-base has the list of what is built in.
     """
     present = set(names)
     found = {}
@@ -60,7 +61,7 @@ def offered(names: Iterable[str]) -> list[Kernel]:
         if matched is None:
             continue
         release = matched["release"]
-        parts = (f"linux-{part}-{release}" for part in ("binary", "modules", "image"))
+        parts = (f"linux-{part}-{release}" for part in _PARTS)
         found[release] = Kernel(
             release,
             _numbers(release.partition("+")[0].removesuffix("-amd64")),
@@ -77,9 +78,8 @@ def choose(name: str, kernels: list[Kernel]) -> Kernel:
     if matched is not None:
         wanted = () if matched["version"] == "newest" else _numbers(matched["version"])
         for kernel in reversed(kernels):
-            if (
-                kernel.version[: len(wanted)] == wanted
-                and kernel.flavour == (matched["flavour"] or "")
+            if kernel.version[: len(wanted)] == wanted and kernel.flavour == (
+                matched["flavour"] or ""
             ):
                 return kernel
     raise StepError(

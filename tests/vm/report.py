@@ -110,7 +110,9 @@ def table(rows: Sequence[Done]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
     lines.insert(1, ["-" * width for width in widths])
     return "".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |\n"
         for line in lines
     )
 
@@ -126,7 +128,9 @@ def junit(rows: Sequence[tuple[Done, Sequence[ElementTree.Element]]]) -> str:
         if done.outcome.kind != "ended" or not suites:
             suite = ElementTree.SubElement(root, "testsuite", name=name, tests="1", errors="1")
             case = ElementTree.SubElement(suite, "testcase", classname=name, name="the guest ends")
-            error = ElementTree.SubElement(case, "error", message=done.outcome.why or "no tests ran")
+            error = ElementTree.SubElement(
+                case, "error", message=done.outcome.why or "no tests ran"
+            )
             error.text = done.outcome.tail
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 

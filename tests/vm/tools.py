@@ -29,8 +29,10 @@ PACKAGES: Final = {
     "busybox": "busybox-static",
     "depmod": "kmod",
     "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
     "dpkg-deb": "dpkg",
 }
+FOR_GUESTS: Final = (QEMU, "mmdebstrap", "busybox", "depmod", "mke2fs", "dpkg-deb")
 _SLOW_BEFORE: Final = 8
 _BACKPORTS: Final = {"bookworm": "bookworm-backports"}
 

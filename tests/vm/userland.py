@@ -12,7 +12,6 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.errors import StepError
@@ -22,6 +21,7 @@ from tests.vm.image import file_system, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tests.vm.archive import Archive
 
@@ -115,8 +115,12 @@ def _bootstrap(tree: Path, project: Path, wheels: Path, wanted: Sequence[str]) -
         shutil.copy2(project / name, inside / name)
     shutil.copytree(wheels, tree / "wheels")
     environment = {
-        **{"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"},
-        **{"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels", "PIP_ROOT_USER_ACTION": "ignore"},
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "/wheels",
+        "PIP_ROOT_USER_ACTION": "ignore",
     }
     chroot = ["chroot", str(tree)]
     words = [*chroot, "/usr/bin/env", "-C", f"/{PROJECT}", "scripts/bootstrap", "run"]
@@ -188,7 +192,13 @@ def build_userland(place: Path, archive: Archive, project: Path, userland: Userl
         cache.remove(tree)
         tree.mkdir()
         try:
-            words = ["tar", "-x", "-p", "--xattrs", "--xattrs-include=*", "-f", base, "-C", tree]
+            words = [
+                *("tar", "-x", "-p", "--xattrs", "--xattrs-include=*"),
+                "-f",
+                str(base),
+                "-C",
+                str(tree),
+            ]
             cache.run(f"unpacking {base.name}", words, remedy="is the disk full?")
             wanted = requirements(project)
             python = python_of(os.listdir(tree / "usr/bin"))

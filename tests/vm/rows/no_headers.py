@@ -1,0 +1,26 @@
+"""No kernel headers are installed: the probe compiles all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support.run import netns_run
+from tests.vm.rows.claims import checks, connects
+
+
+def test_there_are_none() -> None:
+    assert list(Path("/usr/src").glob("linux-headers*")) == []
+    assert list(Path("/lib/modules").glob("*/build/include")) == []
+
+
+def test_the_probe_loads_and_counts() -> None:
+    assert netns_run("--probe", "bpf", cmd=["true"]).status == 0
+    names, result = connects("--probe", "bpf", to=[("192.0.2.10", 80)] * 5)
+    assert names == ["ECONNREFUSED"] * 5
+    assert result.event("sandbox.exited")["counted_bpf"] == 5
+    assert result.events("connect.refused")[0]["exe"].startswith("/usr/bin/python3")
+
+
+def test_doctor_misses_nothing() -> None:
+    missing = [name for name, check in checks().items() if not check["is_present"]]
+    assert missing == []
