@@ -7,6 +7,7 @@ stderr and exit status 125; `doctor` exits 1 when a sandbox could not start.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import sys
@@ -110,6 +111,9 @@ def _explain(command: str, words: list[str], after: list[str], *, as_json: bool)
     """Run a command of netns_runtime/debug, which none of the others imports."""
     from importlib import import_module
 
+    if command == "why":
+        # What is over in milliseconds leaves nothing to collect.
+        gc.disable()
     module = import_module(_EXPLAINING[command])
     if any(word in ("--help", "-h") for word in words):
         sys.stdout.write(getattr(module, "USAGE", USAGE))

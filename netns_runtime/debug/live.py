@@ -127,14 +127,15 @@ def in_force(name: str) -> InForce:
 
 
 def _policy_of(text: str) -> Policy | None:
-    import base64
-    import pickle
+    # pickle and base64 themselves, in Python, take longer to import than this takes.
+    from _pickle import loads
+    from binascii import a2b_base64
 
     from netns_runtime.policy import Policy
 
     try:
         # From the supervisor, which is root as we are, over a socket that only root can reach.
-        policy = pickle.loads(base64.b64decode(text))
+        policy = loads(a2b_base64(text))
     except Exception:  # another version's: whatever unpickling raises
         return None
     return policy if isinstance(policy, Policy) else None

@@ -41,7 +41,7 @@ usage: netns-debug trace [SANDBOX] [OPTIONS] [--json]
 
 --json: one object a line: {"began": {...}}, {"event": {...}}, at the end {"totals": {...}}.
 It costs a refused connect nothing: events are limited to 100/s, what is more is counted. --stacks
-and --kernel cost what README says.
+and --kernel cost more: both are for looking, not for leaving on.
 """
 TICK: Final = 0.2
 COUNT_EVERY: Final = 1.0

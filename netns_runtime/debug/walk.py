@@ -8,7 +8,6 @@ and says what would show it. `walk` is pure: facts in, an Explanation out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.debug.foresee import PROXY, Step, changes_of, predicted, still_stops
@@ -232,6 +231,8 @@ def _pending(
 ) -> Explanation:
     age = ""
     if facts.now and attempt.time:
+        from datetime import datetime
+
         since = datetime.fromisoformat(facts.now) - datetime.fromisoformat(attempt.time)
         age = f" for {since.total_seconds():.1f} s"
     where = f"{attempt.get('address') or attempt.get('host')}:{attempt.get('port')}"

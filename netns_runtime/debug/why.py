@@ -163,9 +163,6 @@ def _is_alike(attempt: Attempt, request: Asked) -> bool:
 
 def _owner_of(exe: str | None, attempt: Attempt | None) -> Owner | None:
     """The executable asked about, or the last attempt's, as the kernel identifies it."""
-    from netns_runtime.owner import Owner
-    from netns_runtime.policy.binaries import kernel_device
-
     path = exe or (attempt.get("exe") if attempt is not None else None)
     if not isinstance(path, str):
         return None
@@ -177,9 +174,13 @@ def _owner_of(exe: str | None, attempt: Attempt | None) -> Owner | None:
         raise UsageError(
             f"--exe {shown(exe)}: {error.strerror}", remedy="name it as the host sees it"
         ) from error
+    from netns_runtime.owner import Owner
+
+    # The kernel's dev_t, as policy.binaries has it; importing that takes as long as all the rest.
+    device = os.major(status.st_dev) << 20 | os.minor(status.st_dev)
     pid = int(attempt.get("pid") or 0) if attempt is not None else 0
     comm = os.path.basename(path)[:15]
-    return Owner(pid, comm, status.st_ino, kernel_device(status.st_dev), os.path.realpath(path))
+    return Owner(pid, comm, status.st_ino, device, os.path.realpath(path))
 
 
 def _redirect_of(evidence: Evidence) -> bool | None:

@@ -12,11 +12,10 @@ pass is allowed, with and without `--report`, and is given its secrets; one that
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from netns_runtime.audit import AuditError
 from netns_runtime.policy.requests import Asked, decide_request, inspects, takes_encoded_slash
-from netns_runtime.policy.secrets import bound_to
 from netns_runtime.proxy.refuse import TABLE, Refusal
 from netns_runtime.wire import ProtocolError
 from netns_runtime.wire.path import NormalTarget, normalise_target
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from netns_runtime.secret import Secret
     from netns_runtime.wire.forward import Headers
     from netns_runtime.wire.rewrite import BodyRewriter, Hit
-
-_HTTPS: Final = 443
 
 
 @dataclass(slots=True, eq=False)
@@ -103,9 +100,6 @@ def judge_request(
 
     `is_reported`: it has a fault already that `--report` let pass.
     """
-    clear = _in_the_clear(sandbox, flow)
-    if clear is not None:
-        return clear
     noted: Refusal | None = None
     rule, rules = flow.decision.rule, None
     if not inspects(flow.decision):
@@ -155,24 +149,6 @@ def judged_alike(policy: Policy, flow: Flow, asked: Asked, rules: WebSocketRules
         return False
     new = decision.websocket
     return new is rules or (new is not None and rules is not None and new.is_like(rules))
-
-
-def _in_the_clear(sandbox: Sandbox, flow: Flow) -> Refusal | None:
-    """Where TLS is meant, HTTP without it would show a value to everybody on the way, and prove no
-    upstream. Nothing lifts this."""
-    endpoint, target = flow.decision.endpoint, flow.target
-    inspection = endpoint.inspection if endpoint is not None else None
-    means_tls = target.port == _HTTPS or (inspection is not None and inspection.tls == "terminate")
-    if flow.protocol != "http" or not means_tls or not sandbox.config.secrets:
-        return None
-    if not bound_to(sandbox.config.secrets, target.host):
-        return None
-    return Refusal(
-        "http_request_denied",
-        f"this is HTTP in clear text to {target}, which a secret may go to by TLS alone",
-        "ask for it as https://",
-        *(target.host, target.port, flow.decision.rule),
-    )
 
 
 def _as_it_is(target: str) -> NormalTarget:

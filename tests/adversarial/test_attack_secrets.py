@@ -38,4 +38,5 @@ def test_a_value_never_leaves_in_clear_text_by_a_rule_for_443(
         cmd=["/usr/bin/python3", "-c", CLEAR, entry],
     )
     assert told.substituted() == set(), told.result.told()
-    assert "in clear text" in told.result.stdout, told.result.told()
+    [withheld] = told.result.events("secret.withheld")
+    assert "unencrypted" in withheld["detail"], told.result.told()

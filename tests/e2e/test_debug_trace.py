@@ -104,6 +104,8 @@ def test_shows_refusals_decisions_and_failures_with_their_process(
     do(shell, f"{CURL} http://nobody.lab.test/")
     do(shell, f"{CURL} --noproxy '*' http://nobody.lab.test/")
     do(shell, f"{CURL} --noproxy '*' http://203.0.113.5:81/")
+    # Whose child it was is looked up when the event comes: the parent has to be there still.
+    time.sleep(0.5)
     leave(shell)
     lines, totals = trace.end()
     events = [line["event"] for line in lines]

@@ -83,7 +83,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize(("told", "step"), zip(CLOSED, STEPS, strict=True))
+@pytest.mark.parametrize(("told", "step"), list(zip(CLOSED, STEPS, strict=True)))
 def test_a_failure_is_at_its_step_and_no_policy_helps(
     told: tuple[str, str, str], step: str
 ) -> None:
@@ -159,7 +159,12 @@ def test_the_tunnel_around_a_refused_request_does_not_count_as_a_success() -> No
 def test_a_direct_connect_is_the_hooks_or_the_gateways_by_who_counted_it() -> None:
     base: dict[str, Any] = {"address": "192.0.2.1", "port": 80, "protocol": "tcp"}
     base["entry"] = "direct"
-    refused: dict[str, Any] = {**base, "action": "refuse", "said_by": "sandbox", "reason": "direct_tcp"}
+    refused: dict[str, Any] = {
+        **base,
+        "action": "refuse",
+        "said_by": "sandbox",
+        "reason": "direct_tcp",
+    }
     for counted, step in (("bpf", "hook"), ("nft", "gateway")):
         found = explained(
             event("connect.refused", counted_by=counted, remedy="--allow 192.0.2.1:80", **refused),
