@@ -14,10 +14,10 @@
 #define FRAMES 32
 
 struct seen {
-	u64 time; /* CLOCK_MONOTONIC, ns */
+	u64 time;     /* CLOCK_MONOTONIC, ns */
 	u64 location; /* where a packet was dropped */
 	u32 kind;
-	u32 where; /* 1 sandbox, 2 gateway */
+	u32 where;  /* 1 sandbox, 2 gateway */
 	u32 reason; /* of a drop; of a state: old << 16 | new */
 	u32 pid;
 	u16 family;
