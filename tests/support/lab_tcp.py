@@ -47,6 +47,8 @@ async def banner(stream: trio.SocketStream) -> None:
 
 
 async def reset(stream: trio.SocketStream) -> None:
+    """Reset at the first bytes: earlier, it could fall into the connect itself."""
+    await stream.receive_some()
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
