@@ -7,16 +7,19 @@ placeholder in the variable, and the lab's service (`lab_apis`) takes the value 
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from tests.support.lab import CHECKOUT
-from tests.support.run import netns_run
+from tests.support.run import NETNS_RUN, netns_run
 from tests.support.secret_run import plain_value_of, run_with_secrets, value_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.lab import Lab
 
 PRESETS: Final = CHECKOUT / "netns_runtime/presets"
@@ -165,3 +168,27 @@ def test_a_preset_of_a_package_manager_lets_the_configured_host_in_and_no_other(
     )
     assert result.stdout.split() == ["200", "403"], result.told()
     assert [seen["host"] for seen in lab.requests_seen()] == [hosts[0]], result.told()
+
+
+def test_the_preset_of_apt_lets_the_configured_archive_in_and_no_other(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """The archive is configured in a mount namespace of the test's own."""
+    hosts = ("mine.pool.test", "other.pool.test")
+    sources = f"Types: deb\nURIs: https://{hosts[0]}/debian\nSuites: stable\nComponents: main\n"
+    (tmp_path / "lab.sources").write_text(sources)
+    mounts = 'mount --bind "$1" /etc/apt/sources.list.d || exit 99; shift\n'
+    mounts += "[ ! -e /etc/apt/sources.list ] || mount --bind /dev/null /etc/apt/sources.list\n"
+    command = ["curl", "-sS", "-w", "%{http_connect} "]
+    command += [word for host in hosts for word in ("-o", "/dev/null", f"https://{host}/debian/")]
+    inside = [NETNS_RUN, *lab.run_args(), "--preset", "apt", "--", *command]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounts + 'exec "$@"', "sh", str(tmp_path), *inside],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=lab.work,
+    )
+    assert done.stdout.split() == ["200", "403"], done.stderr
+    assert [seen["host"] for seen in lab.requests_seen()] == [hosts[0]]
