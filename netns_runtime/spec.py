@@ -71,6 +71,7 @@ class Spec:
     probe: Probe = "auto"
     report: bool = False
     inspect: bool = False
+    """Terminate TLS to ports 443 and 8443 wherever no rule says `tls: skip`; for `learn`."""
     dry_run: bool = False
     verbose: bool = False
 

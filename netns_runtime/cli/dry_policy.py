@@ -89,8 +89,6 @@ def _tls(request: Request, endpoint: Endpoint, bindings: Iterable[Binding]) -> s
         return "TLS terminated (`tls: terminate`)"
     if bound:
         return f"TLS terminated (for {', '.join(bound)})"
-    if request.spec.inspect:
-        return "TLS terminated at ports 443 and 8443 (--inspect), else tunnelled"
     return "TLS tunnelled"
 
 

@@ -54,8 +54,6 @@ Runs CMD in its own network namespace. Whatever leaves it goes through the proxy
   --name NAME            of the sandbox; default: generated
   --probe auto|bpf|nft   default auto: bpf where the kernel has it
   --report               allow what the policy would refuse, and say so
-  --inspect              terminate TLS to ports 443 and 8443 wherever no rule says `tls: skip`,
-                         so that the audit has the requests
   --dry-run              print addresses, ruleset, probes, policy and mounts; change nothing
   -v, --verbose          say what happens, and why something was refused, on stderr
   --version, --help
@@ -123,7 +121,6 @@ _VALUES: Final[dict[str, _Put]] = {
 _FLAGS: Final = {
     "--read-only": "read_only",
     "--report": "report",
-    "--inspect": "inspect",
     "--dry-run": "dry_run",
     "--verbose": "verbose",
     "-v": "verbose",

@@ -17,12 +17,12 @@ from netns_runtime.cli.text import internal_error, settle
 from netns_runtime.errors import EXIT_FAILED, NetnsError
 
 
-def main() -> int:
-    """The process: its value is the exit status."""
-    return settle(_status())
+def main(*, inspect: bool = False) -> int:
+    """The process: its value is the exit status. `inspect` is `Spec.inspect`: no option sets it."""
+    return settle(_status(inspect))
 
 
-def _status() -> int:
+def _status(inspect: bool) -> int:
     _fill_streams()
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         # Inherited, it would have the kernel reap our children unseen.
@@ -31,7 +31,7 @@ def _status() -> int:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     try:
-        return _run(sys.argv[1:])
+        return _run(sys.argv[1:], inspect)
     except NetnsError as error:
         from netns_runtime.supervise import complain
 
@@ -71,11 +71,15 @@ def _fill_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as we live
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], inspect: bool) -> int:
     spec = parse_command_line(words)
     if isinstance(spec, str):
         sys.stdout.write(f"netns-run {__version__}\n" if spec == "--version" else USAGE)
         return 0
+    if inspect:
+        from dataclasses import replace
+
+        spec = replace(spec, inspect=True)
     from netns_runtime.request import resolve
 
     with resolve(spec, os.environ) as request:

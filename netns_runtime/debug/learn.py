@@ -64,9 +64,8 @@ def main(words: list[str], as_json: bool) -> int:
     if "--from" in options:
         evidence = _from_audit(options["--from"], rest, command)
     else:
-        if "--requests" in options:
-            rest = [*rest, "--inspect"]
-        status, evidence = _ran(rest, command, quiet=as_json)
+        runner = "cli.run_inspecting" if "--requests" in options else "cli.run"
+        status, evidence = _ran(runner, rest, command, quiet=as_json)
         if not evidence.events:
             return status or EXIT_FAILED
     learned = seen_of(evidence)
@@ -137,14 +136,16 @@ def _from_audit(path: str, rest: Sequence[str], command: Sequence[str]) -> Evide
     return evidence.only(rest[0]) if rest else evidence
 
 
-def _ran(options: Sequence[str], command: Sequence[str], *, quiet: bool) -> tuple[int, Evidence]:
+def _ran(
+    runner: str, options: Sequence[str], command: Sequence[str], *, quiet: bool
+) -> tuple[int, Evidence]:
     """Run the command in report mode; its status, and what the audit says."""
     if os.geteuid() != 0:
         raise UsageError("needs root", remedy="run sudo netns-debug ..., or learn --from AUDIT")
     with tempfile.TemporaryFile() as audit:
         fd = audit.fileno()
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_APPEND)
-        words = [sys.executable, "-I", "-m", "netns_runtime.cli.run", *options]
+        words = [sys.executable, "-I", "-m", f"netns_runtime.{runner}", *options]
         words += ["--report", "--audit", f"fd:{fd}", "--", *command]
         # Signals from the terminal are CMD's, and through it end us.
         for number in (signal.SIGINT, signal.SIGQUIT):

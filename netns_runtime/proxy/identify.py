@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What a browser would speak TLS or HTTP to: there a name is always to be had.
 WEB_PORTS: Final = frozenset({80, 443})
-# Where `--inspect` may wait for the client's first words: nobody's server speaks first there.
+# Where `inspect` may wait for the client's first words: nobody's server speaks first there.
 INSPECTED_PORTS: Final = frozenset({443, 8443})
 _OURS: Final = frozenset(
     {layout.GATEWAY_IPV4, layout.GATEWAY_IPV6, layout.SANDBOX_IPV4, layout.SANDBOX_IPV6}
@@ -84,7 +84,7 @@ def may_be_nameless(endpoint: Endpoint | None, target: HostPort) -> bool:
 
 def is_to_be_terminated(sandbox: Sandbox, flow: Flow) -> bool:
     """Whether the flow's requests are ours to see: its rule says so, a secret may go there, or
-    `--inspect` wants them all."""
+    `inspect` wants them all."""
     config = sandbox.config
     wanted = config.inspect and flow.target.port in INSPECTED_PORTS
     return terminates(flow.decision, wanted or bool(bound_to(config.secrets, flow.target.host)))
