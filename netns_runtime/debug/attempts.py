@@ -8,7 +8,7 @@ as much as it says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime.debug.steps import is_of_request, step_of
@@ -72,24 +72,44 @@ def attempts_of(events: Iterable[Event]) -> list[Attempt]:
     for group in flows.values():
         found += _of_flow(group)
     found.sort(key=lambda attempt: attempt.time)
-    return [attempt for attempt in found if not _is_carrier(attempt, found)]
+    return _without_carriers(found)
 
 
-def _is_carrier(attempt: Attempt, others: Sequence[Attempt]) -> bool:
-    """Whether it is only the tunnel in which another attempt was made: a terminated connection is
-    a flow, and a request in it that gets a flow of its own another."""
+def _without_carriers(found: list[Attempt]) -> list[Attempt]:
+    """Leave out what was only the tunnel of other attempts: a terminated connection is a flow, and
+    a request in it that gets a flow of its own another. Each of those gets the tunnel's decision,
+    which has the address that was dialled for it."""
+    requests: dict[tuple[Any, ...], list[Attempt]] = {}
+    for attempt in found:
+        if attempt.get("method") is not None:
+            requests.setdefault(_way_of(attempt), []).append(attempt)
+    decisions: dict[int, tuple[Event, ...]] = {}
+    carriers: set[int] = set()
+    for attempt in found:
+        carried = _carried_by(attempt, requests.get(_way_of(attempt), ()))
+        if carried:
+            carriers.add(id(attempt))
+        decided = tuple(event for event in attempt.seen if event["event"] == "flow.decided")
+        decisions |= dict.fromkeys(map(id, carried), decided)
+    return [
+        replace(attempt, seen=(*decisions.get(id(attempt), ()), *attempt.seen))
+        for attempt in found
+        if id(attempt) not in carriers
+    ]
+
+
+def _way_of(attempt: Attempt) -> tuple[Any, ...]:
+    return tuple(attempt.event.get(key) for key in ("sandbox", "pid", "host", "port"))
+
+
+def _carried_by(attempt: Attempt, requests: Sequence[Attempt]) -> list[Attempt]:
     event = attempt.event
     if event["event"] != "flow.closed" or attempt.outcome != "passed" or event.get("bytes_out"):
-        return False
+        return []
     began = str(attempt.seen[0].get("time", ""))
-    keys = ("sandbox", "pid", "host", "port")
-    return any(
-        other is not attempt
-        and other.get("method") is not None
-        and began <= other.time <= attempt.time
-        and all(other.event.get(key) == event.get(key) for key in keys)
-        for other in others
-    )
+    return [
+        other for other in requests if other is not attempt and began <= other.time <= attempt.time
+    ]
 
 
 def _of_flow(group: Sequence[Event]) -> list[Attempt]:

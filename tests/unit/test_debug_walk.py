@@ -145,6 +145,7 @@ def test_the_tunnel_around_a_refused_request_does_not_count_as_a_success() -> No
         "reason": "http_request_denied", "detail": "one (p.yaml:2) does not allow POST /no",
         "remedy": "add it",
     }  # fmt: skip
+    del inner["address"]
     found = explained(
         decided(**fields),
         event("flow.decided", 1, **inner),
@@ -154,6 +155,9 @@ def test_the_tunnel_around_a_refused_request_does_not_count_as_a_success() -> No
     )
     assert (found.stops_at, found.said_by) == ("traffic", "policy")
     assert found.changes == ("add it",)
+    states = {step.step: (step.state, step.detail) for step in found.steps}
+    assert states["screening"] == ("ok", "192.0.2.9 may be dialled")
+    assert states["dial"] == ("ok", "connected to 192.0.2.9:443")
 
 
 def test_a_direct_connect_is_the_hooks_or_the_gateways_by_who_counted_it() -> None:
