@@ -8,6 +8,7 @@ as much as it says.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,7 @@ Event = dict[str, Any]
 # RFC 6455, 7.4.1: a normal end, going away, and a close frame without a code.
 CONTENT: Final = frozenset({1000, 1001, 1005})
 _BROKEN_ANSWERS: Final = frozenset({"http_response_incomplete", "http_protocol_error"})
+_SWITCHED: Final = 101
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,13 @@ def _carried_by(attempt: Attempt, requests: Sequence[Attempt]) -> list[Attempt]:
     if event["event"] != "flow.closed" or attempt.outcome != "passed" or event.get("bytes_out"):
         return []
     began = str(attempt.seen[0].get("time", ""))
-    return [
-        other for other in requests if other is not attempt and began <= other.time <= attempt.time
-    ]
+    first = bisect_left(requests, began, key=_time_of)
+    last = bisect_right(requests, attempt.time, key=_time_of)
+    return [other for other in requests[first:last] if other is not attempt]
+
+
+def _time_of(attempt: Attempt) -> str:
+    return attempt.time
 
 
 def _of_flow(group: Sequence[Event]) -> list[Attempt]:
@@ -121,15 +127,33 @@ def _of_flow(group: Sequence[Event]) -> list[Attempt]:
         return [Attempt("refused", step, decided[-1], seen)]
     closed = next((event for event in group if event["event"] == "flow.closed"), None)
     requests = [event for event in group if event["event"] == "http.request"]
-    sockets = [event for event in group if event["event"] == "ws.closed"]
-    if not requests and not sockets:
+    ends = [event for event in group if event["event"] in ("ws.opened", "ws.closed")]
+    if not requests and not ends:
         return [_whole(closed or group[-1], seen, is_closed=closed is not None)]
     about = tuple(event for event in group if event["event"] in ("flow.decided", "flow.closed"))
-    found = [_whole(event, (*about, event), is_closed=True) for event in [*requests, *sockets]]
+    found = [_whole(event, (*about, event), is_closed=True) for event in requests]
+    if ends or found[-1].event.get("status") == _SWITCHED:
+        handshake = found.pop() if found else None
+        return [*found, _of_websocket(handshake, ends[-1:], closed, about)]
     last = found[-1]
     if last.outcome == "passed" and closed and closed.get("reason") in _BROKEN_ANSWERS:
         found[-1] = _whole(closed, seen, is_closed=True)
     return found
+
+
+def _of_websocket(
+    handshake: Attempt | None, ends: list[Event], closed: Event | None, about: tuple[Event, ...]
+) -> Attempt:
+    """One attempt: the handshake says which WebSocket it was, its end how it went. Of one that is
+    relayed the flow's end is all that is known."""
+    if handshake is not None and handshake.outcome != "passed":
+        return handshake
+    request = [] if handshake is None else [handshake.event]
+    is_over = bool(ends) and ends[-1]["event"] == "ws.closed"
+    broken = [closed] if closed is not None and closed.get("reason") and not is_over else []
+    event = (broken or ends or request)[-1]
+    seen = (*about, *request, *ends)
+    return _whole(event, seen, is_closed=is_over or closed is not None)
 
 
 def _whole(event: Event, seen: tuple[Event, ...], *, is_closed: bool) -> Attempt:

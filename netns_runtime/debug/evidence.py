@@ -27,10 +27,13 @@ MOST: Final = 1_000_000
 """Events kept of one file, the newest."""
 LONGEST: Final = 1 << 20
 """Bytes of one line."""
+LARGEST: Final = 1e15
+"""What a number of ours never reaches: 30 years of milliseconds, a petabyte."""
 
 _KINDS: Final = (
     *((key, (int,)) for key in ("pid", "ppid", "port", "flow", "count", "status", "code")),
-    *((key, (int, float)) for key in ("bytes_in", "bytes_out", "duration_ms")),
+    *((key, (int,)) for key in ("messages_in", "messages_out")),
+    *((key, (int, float)) for key in ("bytes_in", "bytes_out", "duration_ms", "idle_ms")),
     *((key, (str,)) for key in ("time", "sandbox", "host", "address", "reason", "said_by")),
     *((key, (str,)) for key in ("action", "entry", "detail", "remedy", "rule", "comm", "exe")),
     *((key, (str,)) for key in ("method", "path", "protocol", "counted_by")),
@@ -59,15 +62,6 @@ class Evidence:
             key = event.get("host") or event.get("address")
             if isinstance(key, str):
                 found.setdefault(key, []).append(event)
-        return found
-
-    @cached_property
-    def by_flow(self) -> dict[tuple[str, int], list[Event]]:
-        """Events by sandbox and flow number."""
-        found: dict[tuple[str, int], list[Event]] = {}
-        for event in self.events:
-            if isinstance(number := event.get("flow"), int):
-                found.setdefault((str(event.get("sandbox", "")), number), []).append(event)
         return found
 
     @cached_property
@@ -142,9 +136,16 @@ def _event_of(line: bytes) -> Event | None:
         return None
     for key, kind in _KINDS:
         # Another version's, or somebody's own: what is no number here cannot be counted with.
-        if key in event and (not isinstance(event[key], kind) or isinstance(event[key], bool)):
+        if key in event and not _is_usable(event[key], kind):
             del event[key]
     return event
+
+
+def _is_usable(value: Any, kind: tuple[type, ...]) -> bool:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    # JSON's 1e999, and what Python's reads as NaN, break every sum and every clock.
+    return not isinstance(value, int | float) or -LARGEST < value < LARGEST
 
 
 def read_audit(path: str) -> Evidence:

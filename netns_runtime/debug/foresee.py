@@ -178,7 +178,9 @@ def still_stops(attempt: Attempt, question: Question, facts: Facts) -> bool:
         if not address or "uplink itself" in str(attempt.get("detail")):
             return True
         return screen(ip_address(address), frozenset(), decision.allowed_ips) is not None
-    if attempt.step == "traffic" and attempt.get("method") and reason == "http_request_denied":
+    # What a message of a WebSocket said is not on record, and cannot be judged again.
+    is_request = attempt.event["event"] != "ws.closed" and attempt.get("method")
+    if attempt.step == "traffic" and is_request and reason == "http_request_denied":
         from netns_runtime.policy.requests import Asked, decide_request
 
         path, is_websocket = str(attempt.get("path") or "/"), attempt.get("protocol") == "websocket"
@@ -240,6 +242,9 @@ def _listing(target: HostPort, facts: Facts) -> tuple[str, ...]:
 
 def _for_direct(target: HostPort, facts: Facts, remedy: str) -> tuple[str, ...]:
     """For a connect past the proxy. Where an address is the question, listing it carries it."""
+    tried = facts.attempts[-1].get("protocol") if facts.attempts else None
+    if tried not in (None, "tcp"):
+        return ()
     if target.address is None or facts.redirect is False:
         return (remedy,) if remedy else ("--redirect on",)
     if screen(target.address) is not None:

@@ -66,7 +66,7 @@ def _known(asking: Asking) -> Known:
         if asking.sandbox is not None:
             evidence = evidence.only(asking.sandbox)
         by = by or "what the audit says of its policy; --policy FILE would judge anew"
-        return Known(evidence.source, evidence, policy, by, _redirect_of(evidence))
+        return Known(evidence.source, evidence, policy, by, redirect_of(evidence))
     if asking.policies and asking.sandbox is None:
         evidence = Evidence("no sandbox: by the policy alone", ())
         return Known(evidence.source, evidence, policy, by, redirect=True)
@@ -113,22 +113,22 @@ def _question(asking: Asking, known: Known) -> tuple[Question, list[Attempt], tu
     if port is None:
         ports = (attempt.get("port") for attempt in attempts)
         tried = [port for port in ports if isinstance(port, int) and 0 < port < 65536]
-        port = tried[-1] if tried else _port_of(asking.host, known.policy)
+        port = tried[-1] if tried else port_of(asking.host, known.policy)
         whence = "the last attempt's" if tried else "assumed"
         notes.append(f"port {port} is {whence}; HOST:PORT asks for another")
         attempts = [a for a in attempts if a.get("port") in (None, port)]
     target = HostPort(asking.host, port)
-    request = _request_of(asking, known)
+    request = _request_of(asking)
     if request is not None:
         alike = [a for a in attempts if _is_alike(a, request)]
         attempts = alike or [a for a in attempts if a.get("method") is None]
-    owner = _owner_of(asking.exe, attempts[-1] if attempts else None)
+    owner = owner_of(asking.exe, attempts[-1] if attempts else None)
     if asking.exe is not None:
         attempts = [a for a in attempts if a.get("exe") in (None, asking.exe)]
     return Question(target, request, owner), attempts, tuple(notes)
 
 
-def _port_of(host: str, policy: Policy | None) -> int:
+def port_of(host: str, policy: Policy | None) -> int:
     """443, unless the policy names the host with other ports only."""
     found = [
         endpoint.ports
@@ -140,7 +140,7 @@ def _port_of(host: str, policy: Policy | None) -> int:
     return min(port for ports in found for port in ports or ())
 
 
-def _request_of(asking: Asking, known: Known) -> Asked | None:
+def _request_of(asking: Asking) -> Asked | None:
     if asking.path is None:
         return None
     from netns_runtime.policy.requests import Asked
@@ -158,10 +158,12 @@ def _request_of(asking: Asking, known: Known) -> Asked | None:
 
 def _is_alike(attempt: Attempt, request: Asked) -> bool:
     path = str(attempt.get("path") or "").partition("?")[0]
+    if request.is_websocket and attempt.get("protocol") != "websocket":
+        return False
     return attempt.get("method") == request.method and path == request.path
 
 
-def _owner_of(exe: str | None, attempt: Attempt | None) -> Owner | None:
+def owner_of(exe: str | None, attempt: Attempt | None) -> Owner | None:
     """The executable asked about, or the last attempt's, as the kernel identifies it."""
     path = exe or (attempt.get("exe") if attempt is not None else None)
     if not isinstance(path, str):
@@ -183,6 +185,6 @@ def _owner_of(exe: str | None, attempt: Attempt | None) -> Owner | None:
     return Owner(pid, comm, status.st_ino, device, os.path.realpath(path))
 
 
-def _redirect_of(evidence: Evidence) -> bool | None:
+def redirect_of(evidence: Evidence) -> bool | None:
     """Whether redirection was on, as far as events show it."""
     return True if any(event.get("entry") == "redirected" for event in evidence.events) else None
