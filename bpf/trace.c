@@ -1,9 +1,10 @@
 /* What does the kernel do with packets of one sandbox, and where was a refused connect called from?
  *
  * For `netns-debug trace --kernel` and `--stacks` alone: never pinned, gone with the process that
- * loaded it. Raw tracepoints, which need neither tracefs nor kprobes; every offset (AT_...) comes
- * from the running kernel's BTF, so no structure of the kernel's is declared here. A field that
- * cannot be read is 0, and an event that is of neither of the two namespaces is not sent. */
+ * loaded it, with sends.c. Raw tracepoints, which need neither tracefs nor kprobes; every offset
+ * (AT_...) comes from the running kernel's BTF, so no structure of the kernel's is declared here. A
+ * field that cannot be read is 0, and an event that is of neither of the two namespaces is not
+ * sent. */
 
 #define KIND_DROP 1
 #define KIND_STATE 2
@@ -138,7 +139,7 @@ static __always_inline void read_packet(struct seen *seen, u64 skb)
 		return;
 	}
 	seen->protocol = protocol;
-	if (protocol == 6 || protocol == 17) {
+	if (protocol == 6 || protocol == 17 || protocol == 136) {
 		seen->source_port = __builtin_bswap16(half_at(transport));
 		seen->destination_port = __builtin_bswap16(half_at(transport + 2));
 	}

@@ -2,20 +2,22 @@
 
 Names go to DNS Activity (4003), requests to HTTP Activity (4002), everything else that happens on
 the network to Network Activity (4001), and a sandbox's start and end to Application Lifecycle
-(6002). The attributes that any 1.x release requires of these classes are always there; the event
-under its own names is whole in `unmapped`. Pure: `ocsf_of` gives a new dict and never fails for an
-event that `event_of` made.
+(6002). Every value is one that the published schema allows there, in this release and each later
+1.x; what it has no place for is left out, and the event under its own names is whole in `unmapped`.
+Pure: `ocsf_of` gives a new dict and never fails for an event that `event_of` made.
 """
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any, Final
 
 from netns_runtime import __version__, layout
 
 VERSION: Final = "1.3.0"
-"""The schema's version. Nothing is used that a later 1.x took back."""
+"""The schema's version. Nothing is used that a later 1.x, up to 1.8.0, took back."""
 
 NETWORK: Final = 4001
 HTTP: Final = 4002
@@ -55,7 +57,12 @@ _FAILED: Final = frozenset(
         *("http_upgrade_failed", "proxy_internal_error"),
     }
 )
-_NUMBERS: Final = {"tcp": 6, "udp": 17, "icmp": 1}
+# IANA's numbers of what `protocol` may say; what else it says runs over TCP.
+_NUMBERS: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "udplite": 136}
+# hostname_t of 1.3, which knows no underscore and no dot at the end; 1.4 dropped it.
+_LABEL: Final = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOSTNAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_PORTS: Final = range(65536)
 _SEVERITY: Final = {1: "Informational", 2: "Low", 3: "Medium"}
 _FILE_TYPE: Final = 1  # a regular file
 _PRODUCT: Final = {
@@ -90,7 +97,7 @@ def ocsf_of(event: dict[str, Any]) -> dict[str, Any]:
         "activity_id": activity,
         "activity_name": activity_name,
         "type_uid": class_uid * 100 + activity,
-        "type_name": f"{_CLASS_NAMES[class_uid]}: {activity_name}",
+        "type_name": f"{_CLASS_NAMES[class_uid]}: {_caption_of(activity, activity_name)}",
         "time": _milliseconds(event.get("time")),
         "severity_id": severity,
         "severity": _SEVERITY[severity],
@@ -98,12 +105,16 @@ def ocsf_of(event: dict[str, Any]) -> dict[str, Any]:
         "metadata": _metadata_of(event),
         **_status_of(event),
     }
+    if class_uid != LIFECYCLE:
+        said |= _control_of(event)
+    if profiles := _profiles_of(said, event):
+        said["metadata"]["profiles"] = profiles
     if isinstance(event.get("duration_ms"), int | float):
         said["duration"] = round(event["duration_ms"])
     if isinstance(event.get("count"), int):
         said["count"] = event["count"]
     if class_uid == LIFECYCLE:
-        said["app"] = {**_PRODUCT, "uid": event.get("sandbox", "")}
+        said["app"] = {**_PRODUCT, "uid": str(event.get("sandbox", ""))}
     else:
         said |= _network_of(event)
     if class_uid == HTTP:
@@ -136,7 +147,7 @@ def _severity_of(event: dict[str, Any]) -> int:
 
 
 def _status_of(event: dict[str, Any]) -> dict[str, Any]:
-    """How it went, and, in the profile `security_control`, what policy did about it."""
+    """How it went."""
     failed = event.get("action") == "refuse" or event.get("reason") is not None
     is_noted = event.get("action") == "allow" and failed
     said: dict[str, Any] = {"status_id": 1, "status": "Success"}
@@ -146,6 +157,12 @@ def _status_of(event: dict[str, Any]) -> dict[str, Any]:
         said["status_code"] = str(event["reason"])
     if event.get("detail") is not None:
         said["status_detail"] = str(event["detail"])
+    return said
+
+
+def _control_of(event: dict[str, Any]) -> dict[str, Any]:
+    """What policy did about it: the profile `security_control`, which 6002 has from 1.5 on."""
+    said: dict[str, Any] = {}
     action = event.get("action")
     if action is not None:
         denied = action == "refuse"
@@ -156,15 +173,19 @@ def _status_of(event: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
+def _profiles_of(said: dict[str, Any], event: dict[str, Any]) -> list[str]:
+    used = {
+        "security_control": "action_id" in said,
+        "host": event.get("pid") is not None and said["class_uid"] != LIFECYCLE,
+    }
+    return [name for name, is_used in used.items() if is_used]
+
+
+def _caption_of(activity: int, name: str) -> str:
+    return name if activity != _OTHER else "Other"
+
+
 def _metadata_of(event: dict[str, Any]) -> dict[str, Any]:
-    profiles = [
-        name
-        for name, is_used in {
-            "security_control": event.get("action") is not None,
-            "host": event.get("pid") is not None,
-        }.items()
-        if is_used
-    ]
     said: dict[str, Any] = {
         "version": VERSION,
         "product": dict(_PRODUCT),
@@ -172,8 +193,6 @@ def _metadata_of(event: dict[str, Any]) -> dict[str, Any]:
         "log_name": "audit",
         "original_time": str(event.get("time", "")),
     }
-    if profiles:
-        said["profiles"] = profiles
     if event.get("flow") is not None:
         said["correlation_uid"] = f"{event.get('sandbox', '')}/{event['flow']}"
     return said
@@ -181,9 +200,10 @@ def _metadata_of(event: dict[str, Any]) -> dict[str, Any]:
 
 def _network_of(event: dict[str, Any]) -> dict[str, Any]:
     connection: dict[str, Any] = {"direction_id": 2, "direction": "Outbound"}
-    protocol = event.get("protocol")
-    transport = protocol if protocol in _NUMBERS else "tcp"
-    connection |= {"protocol_name": transport, "protocol_num": _NUMBERS[transport]}
+    protocol = str(event.get("protocol") or "tcp")
+    number = int(protocol) if protocol.isdecimal() else _NUMBERS.get(protocol)
+    connection["protocol_name"] = protocol if number is not None else "tcp"
+    connection["protocol_num"] = _NUMBERS["tcp"] if number is None else number
     address = str(event.get("address", ""))
     if address:
         connection["protocol_ver_id"] = 6 if ":" in address else 4
@@ -197,8 +217,8 @@ def _network_of(event: dict[str, Any]) -> dict[str, Any]:
         "dst_endpoint": _endpoint_of(event),
         "connection_info": connection,
     }
-    if protocol is not None and protocol not in _NUMBERS:
-        said["app_name"] = str(protocol)
+    if number is None:
+        said["app_name"] = protocol
     traffic = {key: event[key] for key in ("bytes_in", "bytes_out") if key in event}
     if traffic:
         said["traffic"] = {**traffic, "bytes": sum(traffic.values())}
@@ -212,15 +232,23 @@ def _endpoint_of(event: dict[str, Any]) -> dict[str, Any]:
     if event["event"].startswith("dns."):
         return {"ip": str(layout.GATEWAY_IPV4), "port": layout.DNS_PORT}
     if event.get("host") is not None:
-        said["hostname"] = str(event["host"])
+        said |= _named(str(event["host"]))
     if event.get("address") is not None:
         said["ip"] = str(event["address"])
     if not said:
         # A request that could not be read names nobody: it was the proxy that was spoken to.
         return {"ip": str(layout.GATEWAY_IPV4), "port": layout.PROXY_PORT}
-    if event.get("port") is not None:
+    if event.get("port") in _PORTS:
         said["port"] = event["port"]
     return said
+
+
+def _named(host: str) -> dict[str, str]:
+    """A host as the attribute that may hold it."""
+    try:
+        return {"ip": str(ip_address(host.partition("%")[0]))}
+    except ValueError:
+        return {"hostname" if _HOSTNAME.fullmatch(host) else "name": host}
 
 
 def _process_of(event: dict[str, Any]) -> dict[str, Any]:
@@ -234,28 +262,32 @@ def _process_of(event: dict[str, Any]) -> dict[str, Any]:
 
 def _http_of(event: dict[str, Any]) -> dict[str, Any]:
     host, path = str(event.get("host", "")), str(event.get("path", "/"))
-    url: dict[str, Any] = {"hostname": host, "path": path.partition("?")[0]}
-    if event.get("port") is not None:
-        url["port"] = event["port"]
     # No scheme and no query: the one is not in the event, the other is never written down.
-    url["url_string"] = f"{host}:{event['port']}{path}" if "port" in url else f"{host}{path}"
-    return {
-        "http_request": {"http_method": str(event.get("method", "UNKNOWN")), "url": url},
-        "http_response": {"code": int(event.get("status") or 0)},
-    }
+    url: dict[str, Any] = {"path": path.partition("?")[0]}
+    if _HOSTNAME.fullmatch(host):
+        url["hostname"] = host
+    if event.get("port") in _PORTS:
+        url["port"] = event["port"]
+    where = f"[{host}]" if ":" in host else host
+    url["url_string"] = f"{where}:{event['port']}{path}" if "port" in url else f"{where}{path}"
+    request: dict[str, Any] = {"url": url}
+    if event.get("method") in _METHODS:
+        request["http_method"] = event["method"]
+    return {"http_request": request, "http_response": {"code": int(event.get("status") or 0)}}
 
 
 def _dns_of(event: dict[str, Any]) -> dict[str, Any]:
     refused = event["event"] == "dns.refused"
-    said: dict[str, Any] = {
-        "query": {"hostname": str(event.get("host", "."))},
-        "query_time": _milliseconds(event.get("time")),
-        "response_time": _milliseconds(event.get("time")),
-    }
+    when = _milliseconds(event.get("time"))
+    said: dict[str, Any] = {"query_time": when, "response_time": when}
+    host = str(event.get("host", ""))
+    if _HOSTNAME.fullmatch(host):
+        said["query"] = {"hostname": host}
     # The resolver answers a refused name as one that does not exist (proxy.dnspolicy says why).
     said["rcode_id"], said["rcode"] = (3, "NXDomain") if refused else (0, "NoError")
     if event.get("address") is not None:
-        said["answers"] = [{"rdata": str(event["address"]), "type": "A"}]
+        address = str(event["address"])
+        said["answers"] = [{"rdata": address, "type": "AAAA" if ":" in address else "A"}]
     return said
 
 

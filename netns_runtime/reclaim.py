@@ -97,14 +97,11 @@ def _reclaim_probe(live: set[int], *, pins: bool) -> tuple[int, tuple[str, ...]]
         if (place / current).is_dir():
             with pinned.ensure_probe() as probe:
                 entries = probe.reclaim(live)
-    removed: list[str] = []
-    if pins:
-        # Nothing runs: what a slot of another version still holds is a killed sandbox's.
-        for directory in pinned.stale_sets(place, current, in_use=True):
-            with suppress(OSError):
-                pinned.remove_pins(directory)
-                removed.append(directory.name)
-    return entries, tuple(removed)
+    removed: tuple[str, ...] = ()
+    with suppress(OSError):
+        # Where nothing runs, what a slot of another version still holds is a killed sandbox's.
+        removed = pinned.remove_stale_sets(place, in_use=pins)
+    return entries, removed
 
 
 def reclaim_quietly() -> None:

@@ -1,9 +1,10 @@
 """What the kernel does with a sandbox's packets and calls, for `netns-debug trace`.
 
-Three sources: raw tracepoints (drops with reason and function, TCP states, resets), the end of
-refused system calls with their stacks, and nft's own trace of the gateway's rules. Each is there or
-is told to be missing, in one line; all of it goes with the iterator. Nothing is decided by it: the
-gateway gets one table more that marks packets for tracing, at most 50 a second.
+Three sources: raw tracepoints (drops with reason and function, TCP states, resets, and who sends
+what no hook sees), the end of refused system calls with their stacks, and nft's own trace of the
+gateway's rules. Each is there or is told to be missing, in one line; all of it goes with the
+iterator. Nothing is decided by it: the gateway gets one table more that marks packets for tracing,
+at most 50 a second.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from netns_runtime import layout
 from netns_runtime.debug.text import shown
 from netns_runtime.errors import NetnsError, StepError
 from netns_runtime.namespace import netns
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from netns_runtime.debug.text import Page
-    from netns_runtime.probes.tracing import Seen, Tracing
+    from netns_runtime.probes.seen import Seen
+    from netns_runtime.probes.tracing import Tracing
     from netns_runtime.state import Record
 
 AT_ONCE: Final = 200
@@ -42,6 +45,7 @@ table {TABLE} {{
   }}
 }}
 """
+UNSEEN: Final = "no hook sees it; the gateway refuses and counts it"
 Line = dict[str, Any]
 
 
@@ -145,8 +149,20 @@ def _read(
 ) -> None:
     while not ended.is_set():
         for seen in tracing.read():
-            put({"kernel": fields_of(seen, symbols)})
+            if seen.kind != "send" or is_refused_later(seen):
+                put({"kernel": fields_of(seen, symbols)})
         ended.wait(LOOK)
+
+
+def is_refused_later(seen: Seen) -> bool:
+    """Whether a send goes to the gateway, and not to what it serves: the resolver."""
+    address = getattr(seen.address, "ipv4_mapped", None) or seen.address
+    if address is None:
+        return True
+    if address == layout.GATEWAY_IPV4 and (seen.protocol, seen.port) == ("udp", layout.DNS_PORT):
+        return False
+    is_own = address in (layout.SANDBOX_IPV4, layout.SANDBOX_IPV6) or address.is_unspecified
+    return not (is_own or address.is_loopback or address.is_multicast)
 
 
 def fields_of(seen: Seen, symbols: Symbols) -> dict[str, Any]:
@@ -239,6 +255,8 @@ def text_of(line: Line, page: Page) -> str:
     kind = fields["kind"]
     if kind == "stack":
         return _stack_text(clock, fields, page)
+    if kind == "send":
+        return _send_text(clock, fields, page)
     words = [shown(fields.get("reason", ""))]
     if "function" in fields:
         words.append(f"in {shown(fields['function'])}")
@@ -250,6 +268,14 @@ def text_of(line: Line, page: Page) -> str:
     lead = f"{clock} kernel  "
     text = page.paragraph(f"{kind} {' '.join(words)}", indent=lead, hanging=" " * 21)
     return page.paint(text, "yellow") if kind == "drop" else text
+
+
+def _send_text(clock: str, fields: dict[str, Any], page: Page) -> str:
+    who = f"{shown(fields['comm'])} (pid {fields['pid']})"
+    what = f"{shown(fields.get('protocol', ''))} {shown(fields['reason'])}".strip()
+    where = shown(fields.get("destination", "somewhere"))
+    text = f"send by {who}, {what} -> {where}: {UNSEEN}"
+    return page.paint(page.paragraph(text, indent=f"{clock} kernel  ", hanging=" " * 21), "yellow")
 
 
 # What of a packet a person needs; --json has the whole line.

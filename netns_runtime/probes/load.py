@@ -24,7 +24,7 @@ from netns_runtime.probes.records import RINGS
 from netns_runtime.probes.unavailable import ProbeUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 LOCKDOWN: Final = "/sys/kernel/security/lockdown"
@@ -126,17 +126,19 @@ def _load(module: Any, name: str, kind: int, attach_type: int) -> int:
 
 
 def load_tracing(
-    source: str, flags: Sequence[str], cache: Path, maps: Sequence[str], programs: Sequence[str]
+    source: str, flags: Sequence[str], cache: Path, maps: Sequence[str], programs: Mapping[str, int]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Descriptors of maps and of raw tracepoint programs, in this process and not pinned.
+    """Descriptors of maps and of programs (name to BPF_PROG_TYPE_*), in this process, not pinned.
 
     The caller owns them. Raises ProbeUnavailable.
     """
     module = _compile(source, flags, cache)
-    kind = syscall.RAW_TRACEPOINT
-    loaded = {name: _load(module, name, kind, 0) for name in programs}
-    # The module closes its own when it goes.
-    return {name: os.dup(_map_fd(module, name)) for name in maps}, loaded
+    try:
+        loaded = {name: _load(module, name, kind, 0) for name, kind in programs.items()}
+        return {name: os.dup(_map_fd(module, name)) for name in maps}, loaded
+    finally:
+        # Otherwise bcc keeps its descriptors until the process exits.
+        module.cleanup()
 
 
 def user_symbol(pid: int, address: int) -> str:
@@ -153,7 +155,7 @@ def user_symbol(pid: int, address: int) -> str:
 
 
 def _map_fd(module: Any, name: str) -> int:
-    fd: int = module.get_table(name).map_fd
+    fd: int = module.get_table(name.encode("ascii")).map_fd
     return fd
 
 

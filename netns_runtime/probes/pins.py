@@ -142,15 +142,18 @@ def stale_sets(bpffs: Path, current: str, *, in_use: bool = False) -> list[Path]
     ]
 
 
-def remove_stale_sets(bpffs: Path | None = None) -> tuple[str, ...]:
-    """Unpin the stale sets, and the halves of sets that died launches left. Their names."""
+def remove_stale_sets(bpffs: Path | None = None, *, in_use: bool = False) -> tuple[str, ...]:
+    """Unpin the stale sets, and the halves of sets that died launches left. Their names.
+
+    `in_use` is `stale_sets`'.
+    """
     place = bpffs or bpffs_of(MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
     if place is None:
         return ()
     current = set_name(hooks.source_text())
     # Under the lock nobody is pinning, so a half is nobody's.
     with _only_one(place):
-        stale = stale_sets(place, current)
+        stale = stale_sets(place, current, in_use=in_use)
         stale += [entry for entry in place.iterdir() if _HALF.fullmatch(entry.name)]
         for directory in stale:
             remove_pins(directory)

@@ -23,7 +23,6 @@ Listed = tuple[Address, tuple[int, ...] | None]
 
 REASONS: Final = ("direct_tcp", "direct_udp", "direct_other", "reserved")
 """By number; a power of two of them, so that the program can mask the index for the verifier."""
-UNKNOWN_SANDBOX: Final = "unknown_sandbox"
 
 FLAG_PROXY: Final = 1
 FLAG_RESOLVER: Final = 2

@@ -24,7 +24,6 @@ _OBJ_PIN: Final = 6
 _OBJ_GET: Final = 7
 _PROG_ATTACH: Final = 8
 _PROG_DETACH: Final = 9
-_MAP_FD_BY_ID: Final = 14
 _OBJ_INFO: Final = 15
 _PROG_QUERY: Final = 16
 _RAW_TRACEPOINT: Final = 17
@@ -202,11 +201,6 @@ def id_of(fd: int) -> int:
     _bpf(_OBJ_INFO, struct.pack("=IIQ", fd, 8, ctypes.addressof(info)))
     number: int = struct.unpack_from("=I", info, 4)[0]
     return number
-
-
-def open_map(map_id: int, flags: int = 0) -> int:
-    """A descriptor of the map with that id. ENOENT when it is gone."""
-    return _bpf(_MAP_FD_BY_ID, struct.pack("=III", map_id, 0, flags))
 
 
 def load_program(

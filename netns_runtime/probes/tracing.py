@@ -1,35 +1,33 @@
-"""What bpf/trace.c sends, as frozen values, and how it is loaded: for `netns-debug trace` alone.
+"""Loads bpf/trace.c and bpf/sends.c, for `netns-debug trace --kernel` and `--stacks` alone.
 
-Raw tracepoints of the running kernel, never pinned: closing a `Tracing` takes them away. A kernel
-that lacks one is told in `lacks`, and the others go on. Raises ProbeUnavailable where nothing can
-be had at all.
+Raw tracepoints of the running kernel, and a kprobe where one of them is missing, never pinned:
+closing a `Tracing` takes them away. What a kernel lacks is told in `lacks`, and the rest goes on.
+Raises ProbeUnavailable where nothing can be had at all.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-import time
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime import layout
 from netns_runtime.probes import syscall
 from netns_runtime.probes.btf import VMLINUX, enumerators_of, offsets_of
 from netns_runtime.probes.hooks import source_directory
-from netns_runtime.probes.records import PROTOCOLS, text_of
+from netns_runtime.probes.kprobe import ARGUMENTS, has_kprobes, open_kprobe
+from netns_runtime.probes.kprobe import KIND as KPROBE
 from netns_runtime.probes.ring import RingReader
+from netns_runtime.probes.seen import seen_of
 from netns_runtime.probes.unavailable import ProbeUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from netns_runtime.probes.seen import Seen
+
+FILES: Final = ("trace.c", "sends.c")
 RING_PAGES: Final = 256
-FRAMES: Final = 32
-SEEN = struct.Struct("=QQIIIIHHHH16s16s16s")
-STACK = struct.Struct(f"=II{FRAMES}Q{FRAMES}Q")
-
 PACKETS: Final[Mapping[str, str]] = {
     "kfree_skb": "saw_drop",
     "inet_sock_set_state": "saw_state",
@@ -39,6 +37,15 @@ PACKETS: Final[Mapping[str, str]] = {
 }
 STACKS: Final[Mapping[str, str]] = {"sys_exit": "saw_exit"}
 """Raw tracepoint to the program that takes it."""
+SENT: Final = ("sock_send_length", "saw_sent")
+LEAVING: Final = ("net_dev_queue", "saw_leave")
+SENDING: Final = ("security_socket_sendmsg", "saw_sending")
+WAYS: Final = ("tracepoint", "kprobe")
+"""How a send is seen that no hook sees, the first that there is: SENT and LEAVING, or SENDING."""
+NEITHER: Final = (
+    "tracepoint sock_send_length (Linux 6.3), nor kprobes in its place: packets that no hook sees "
+    "are counted without a process"
+)
 
 FIELDS: Final = {
     "AT_SKB_DEV": ("sk_buff", "dev"),
@@ -56,88 +63,13 @@ FIELDS: Final = {
     "AT_SOCK_SADDR6": ("sock_common", "skc_v6_rcv_saddr"),
     "AT_SOCK_DADDR6": ("sock_common", "skc_v6_daddr"),
 }
-KINDS: Final = {
-    1: "drop",
-    2: "state",
-    3: "reset sent",
-    4: "reset received",
-    5: "stack",
-    6: "retransmit",
+SENDS: Final = {
+    "AT_SOCK_PROTOCOL": ("sock", "sk_protocol"),
+    "AT_SOCK_TYPE": ("sock", "sk_type"),
+    "AT_SOCKET_SK": ("socket", "sk"),
+    "AT_MSG_NAME": ("msghdr", "msg_name"),
 }
-PLACES: Final = {1: "sandbox", 2: "gateway"}
-# include/net/tcp_states.h, which is part of the kernel's interface (ss, /proc/net/tcp).
-STATES: Final = (
-    *("?", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT1", "FIN_WAIT2", "TIME_WAIT"),
-    *("CLOSE", "CLOSE_WAIT", "LAST_ACK", "LISTEN", "CLOSING", "NEW_SYN_RECV"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One event. `time`: seconds since the epoch. `reason` is a drop's name or a state's change.
-
-    `source` and `destination` are "ADDRESS:PORT" or "". `process` is who was running when it
-    happened, which for a packet that came in is anybody. `kernel` and `user` are a stack's
-    addresses, innermost first.
-    """
-
-    time: float
-    kind: str
-    place: str
-    reason: str
-    location: int
-    pid: int
-    comm: str
-    protocol: str
-    source: str
-    destination: str
-    kernel: tuple[int, ...] = ()
-    user: tuple[int, ...] = ()
-
-
-def seen_of(data: bytes, reasons: Mapping[int, str]) -> Seen:
-    """Read one record."""
-    when, location, kind, where, reason, pid, family, protocol, sport, dport, src, dst, comm = (
-        SEEN.unpack_from(data)
-    )
-    kernel: tuple[int, ...] = ()
-    user: tuple[int, ...] = ()
-    if len(data) >= SEEN.size + STACK.size:
-        kernel_bytes, user_bytes, *frames = STACK.unpack_from(data, SEEN.size)
-        kernel = tuple(frames[: kernel_bytes // 8])
-        user = tuple(frames[FRAMES : FRAMES + user_bytes // 8])
-    name = KINDS.get(kind, str(kind))
-    told = ""
-    if name == "drop":
-        told = reasons.get(reason, f"reason {reason}")
-    elif name == "state":
-        told = f"{_state(reason >> 16)} -> {_state(reason & 0xFFFF)}"
-    return Seen(
-        (time.time_ns() - time.monotonic_ns() + when) / 1e9,
-        name,
-        PLACES.get(where, "?"),
-        told,
-        location,
-        pid,
-        text_of(comm),
-        PROTOCOLS.get(protocol, str(protocol)) if family else "",
-        _end(family, src, sport),
-        _end(family, dst, dport),
-        kernel,
-        user,
-    )
-
-
-def _state(number: int) -> str:
-    return STATES[number] if number < len(STATES) else str(number)
-
-
-def _end(family: int, address: bytes, port: int) -> str:
-    if not family:
-        return ""
-    if family == 4:
-        return f"{IPv4Address(address[:4])}:{port}"
-    return f"[{IPv6Address(address)}]:{port}"
+"""Macro of bpf/ to (structure, field); without SENDS it is only unknown who sends."""
 
 
 def drop_reasons() -> dict[int, str]:
@@ -150,28 +82,43 @@ def drop_reasons() -> dict[int, str]:
 
 
 class Tracing:
-    """Programs attached to raw tracepoints, for as long as this is open."""
+    """Programs attached to the running kernel, for as long as this is open."""
 
-    def __init__(self, cookies: Mapping[int, int], cgroup: int, wanted: Mapping[str, str]) -> None:
-        """`cookies`: netns cookie to place (1 sandbox, 2 gateway); `cgroup`: its id, for stacks."""
+    def __init__(
+        self,
+        cookies: Mapping[int, int],
+        cgroup: int,
+        wanted: Mapping[str, str],
+        ways: Sequence[str] = WAYS,
+    ) -> None:
+        """`cookies`: netns cookie to place (1 sandbox, 2 gateway); `cgroup`: its id, for stacks.
+
+        With PACKETS among `wanted`, sends are seen in one of these `ways`, or `lacks` says so.
+        """
         from netns_runtime.probes import load
 
-        flags = [f"-DRING_PAGES={RING_PAGES}"]
         self.lacks: list[str] = []
+        self.way: str | None = None
         self._links: list[int] = []
+        self._maps: dict[str, int] = {}
         self.reasons: dict[int, str] = {}
-        is_packets = "kfree_skb" in wanted
-        if is_packets:
-            flags += self._offsets()
+        flags = [f"-DRING_PAGES={RING_PAGES}"]
+        kinds = dict.fromkeys(wanted.values(), syscall.RAW_TRACEPOINT)
+        if "kfree_skb" in wanted:
+            offsets = self._offsets()
+            flags += [f"-D{name}={offset}" for name, offset in offsets.items()]
+            ways = [way for way in ways if _can(way, offsets)]
+            kinds |= _programs_of(ways)
             self.reasons = drop_reasons()
-        source = (source_directory() / "trace.c").read_text(encoding="ascii")
+        else:
+            ways = ()
+        place = source_directory()
+        source = "".join((place / name).read_text(encoding="ascii") for name in FILES)
         maps = ("traced", "cgroup", "missed", "kernel_ring")
-        self._maps, programs = load.load_tracing(
-            source, flags, layout.CACHE_DIR, maps, tuple(wanted.values())
-        )
-        for cookie, place in cookies.items():
+        self._maps, programs = load.load_tracing(source, flags, layout.CACHE_DIR, maps, kinds)
+        for cookie, number in cookies.items():
             syscall.update(
-                self._maps["traced"], struct.pack("=Q", cookie), struct.pack("=I", place)
+                self._maps["traced"], struct.pack("=Q", cookie), struct.pack("=I", number)
             )
         syscall.update(self._maps["cgroup"], struct.pack("=I", 0), struct.pack("=Q", cgroup))
         self.ring = RingReader(os.dup(self._maps["kernel_ring"]), RING_PAGES * 4096)
@@ -180,6 +127,9 @@ class Tracing:
                 self._links.append(syscall.open_raw_tracepoint(point, programs[program]))
             except OSError as error:
                 self.lacks.append(f"{point} ({os.strerror(error.errno or 0)})")
+        self.way = next((way for way in ways if self._see_sends(way, programs)), None)
+        if self.reasons and self.way is None:
+            self.lacks.append(NEITHER)
         for fd in programs.values():
             os.close(fd)
         if not self._links:
@@ -189,17 +139,37 @@ class Tracing:
                 remedy="boot a kernel with CONFIG_TRACEPOINTS and CONFIG_BPF_EVENTS",
             )
 
-    def _offsets(self) -> list[str]:
+    def _offsets(self) -> dict[str, int]:
+        arguments = ARGUMENTS[os.uname().machine] if has_kprobes() else ()
+        places = dict(zip(("AT_FIRST_ARGUMENT", "AT_SECOND_ARGUMENT"), arguments, strict=False))
+        fields = {**FIELDS, **SENDS, **{name: field for name, (field, _) in places.items()}}
         try:
-            found = offsets_of(VMLINUX.read_bytes(), FIELDS)
+            found = offsets_of(VMLINUX.read_bytes(), fields)
         except (OSError, ValueError):
             found = {}
-        if len(found) < len(FIELDS):
+        found |= {name: found[name] + more for name, (_, more) in places.items() if name in found}
+        if not FIELDS.keys() <= found.keys():
             missing = ", ".join(".".join(FIELDS[name]) for name in FIELDS if name not in found)
             raise ProbeUnavailable(
                 f"the kernel does not say where {missing} lies", remedy="boot one with BTF"
             )
-        return [f"-D{name}={offset}" for name, offset in found.items()]
+        return found
+
+    def _see_sends(self, way: str, programs: Mapping[str, int]) -> bool:
+        found: list[int] = []
+        try:
+            if way == "kprobe":
+                point, program = SENDING
+                found.append(open_kprobe(point, programs[program]))
+            else:
+                for point, program in (SENT, LEAVING):
+                    found.append(syscall.open_raw_tracepoint(point, programs[program]))
+        except OSError:
+            for fd in found:
+                os.close(fd)
+            return False
+        self._links += found
+        return True
 
     def read(self) -> list[Seen]:
         """What was seen since the last call; never waits."""
@@ -214,8 +184,23 @@ class Tracing:
 
     def close(self) -> None:
         """Detach everything. Twice is once."""
-        for fd in self._links:
+        for fd in (*self._links, *self._maps.values()):
             os.close(fd)
-        self._links = []
+        self._links, self._maps = [], {}
         if hasattr(self, "ring"):
             self.ring.close()
+
+
+def _can(way: str, offsets: Mapping[str, int]) -> bool:
+    """Whether sends.c has that way's programs with these offsets."""
+    is_there = SENDS.keys() <= offsets.keys()
+    return is_there and (way != "kprobe" or "AT_FIRST_ARGUMENT" in offsets)
+
+
+def _programs_of(ways: Sequence[str]) -> dict[str, int]:
+    kinds: dict[str, int] = {}
+    if "tracepoint" in ways:
+        kinds |= dict.fromkeys((SENT[1], LEAVING[1]), syscall.RAW_TRACEPOINT)
+    if "kprobe" in ways:
+        kinds[SENDING[1]] = KPROBE
+    return kinds
