@@ -27,7 +27,13 @@ from netns_runtime.namespace.enter_join import Joined, Joining, differences, joi
 if TYPE_CHECKING:
     from netns_runtime import state
 
-USAGE: Final = "netns-debug enter SANDBOX [--json] [-- CMD [ARGS...]]"
+USAGE: Final = """\
+usage: netns-debug enter [SANDBOX] [--json] [-- CMD [ARGS...]]
+
+CMD, or a shell, inside: the same namespaces, user, policy and restrictions. Ends with its exit
+status, 128+N for a signal; 125 for any error, 126 and 127 as netns-run. --json: one line on
+standard error says what ran and how.
+"""
 TERM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -36,7 +42,7 @@ def main(words: list[str], as_json: bool) -> int:
     """Run CMD, or a shell, inside. With --json one line on standard error says what ran and how."""
     own, command = _split(words)
     if len(own) > 1 or any(word.startswith("-") for word in own):
-        raise UsageError(f"enter takes no {own[-1]!r}", remedy=USAGE)
+        raise UsageError(f"enter takes no {own[-1]!r}", remedy="see netns-debug enter --help")
     if os.geteuid() != 0:
         raise UsageError("needs root", remedy="run sudo netns-debug …")
     record = chosen(own[0] if own else None)

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import layout
-from netns_runtime.debug.text import shown
+from netns_runtime.debug.text import named, shown
+from netns_runtime.debug.usersymbols import UserSymbols
 from netns_runtime.errors import NetnsError, StepError
 from netns_runtime.namespace import netns
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 200
 """Lines shown of one look (0.2 s); what is more is told as a number."""
 LOOK: Final = 0.02
+WAITING: Final = 10 * AT_ONCE
+"""Lines kept while the reader of our output is slow; what is more is told as a number."""
 TABLE: Final = "inet netns_runtime_trace"
 RULES: Final = f"""
 table {TABLE} {{
@@ -105,11 +108,11 @@ def _open(path: str, name: str) -> int:
 
 def _lines(tracing: Tracing, rules: _Rules | None, gateway: int) -> Iterator[Line | None]:
     symbols = kernel_symbols()
-    lines: queue.SimpleQueue[Line] = queue.SimpleQueue()
+    waiting = Waiting()
     ended = threading.Event()
     # A process may be gone in milliseconds, and with it what its addresses mean.
     reader = threading.Thread(
-        target=_read, args=(tracing, symbols, lines.put, ended), daemon=True, name="kernel"
+        target=_read, args=(tracing, symbols, waiting.put, ended), daemon=True, name="kernel"
     )
     reader.start()
     for lack in (*tracing.lacks, *(rules.lacks if rules is not None else ())):
@@ -117,9 +120,8 @@ def _lines(tracing: Tracing, rules: _Rules | None, gateway: int) -> Iterator[Lin
     missed = 0
     try:
         while True:
-            number, left = 0, 0
-            while not lines.empty():
-                line = lines.get()
+            number, left = 0, waiting.dropped()
+            for line in waiting.taken():
                 number += 1
                 left += number > AT_ONCE
                 if number <= AT_ONCE:
@@ -144,13 +146,40 @@ def _lines(tracing: Tracing, rules: _Rules | None, gateway: int) -> Iterator[Lin
         os.close(gateway)
 
 
+class Waiting:
+    """Lines between the thread that reads the kernel and the one that prints."""
+
+    def __init__(self) -> None:
+        self._lines: queue.SimpleQueue[Line] = queue.SimpleQueue()
+        self._dropped = self._told = 0
+
+    def put(self, line: Line) -> None:
+        """Keep a line, or count it where WAITING are kept already."""
+        if self._lines.qsize() < WAITING:
+            self._lines.put(line)
+        else:
+            self._dropped += 1
+
+    def taken(self) -> Iterator[Line]:
+        """What is there now."""
+        for _ in range(self._lines.qsize()):
+            yield self._lines.get()
+
+    def dropped(self) -> int:
+        """How many were counted only, since the last call."""
+        count = self._dropped
+        number, self._told = count - self._told, count
+        return number
+
+
 def _read(
     tracing: Tracing, symbols: Symbols, put: Callable[[Line], None], ended: threading.Event
 ) -> None:
+    users = UserSymbols()
     while not ended.is_set():
         for seen in tracing.read():
             if seen.kind != "send" or is_refused_later(seen):
-                put({"kernel": fields_of(seen, symbols)})
+                put({"kernel": fields_of(seen, symbols, users)})
         ended.wait(LOOK)
 
 
@@ -165,7 +194,7 @@ def is_refused_later(seen: Seen) -> bool:
     return not (is_own or address.is_loopback or address.is_multicast)
 
 
-def fields_of(seen: Seen, symbols: Symbols) -> dict[str, Any]:
+def fields_of(seen: Seen, symbols: Symbols, users: UserSymbols) -> dict[str, Any]:
     """One event for --json."""
     seconds, rest = divmod(seen.time, 1)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
@@ -183,10 +212,8 @@ def fields_of(seen: Seen, symbols: Symbols) -> dict[str, Any]:
     if seen.location:
         fields["function"] = symbols.name_of(seen.location)
     if seen.kind == "stack":
-        from netns_runtime.probes.load import user_symbol
-
         fields["kernel_stack"] = [symbols.name_of(address) for address in seen.kernel]
-        fields["user_stack"] = [user_symbol(seen.pid, address) for address in seen.user if address]
+        fields["user_stack"] = [users.name_of(seen.pid, a) for a in seen.user if a]
     return {key: value for key, value in fields.items() if value != ""}
 
 
@@ -271,7 +298,7 @@ def text_of(line: Line, page: Page) -> str:
 
 
 def _send_text(clock: str, fields: dict[str, Any], page: Page) -> str:
-    who = f"{shown(fields['comm'])} (pid {fields['pid']})"
+    who = f"{named(fields['comm'])} (pid {fields['pid']})"
     what = f"{shown(fields.get('protocol', ''))} {shown(fields['reason'])}".strip()
     where = shown(fields.get("destination", "somewhere"))
     text = f"send by {who}, {what} -> {where}: {UNSEEN}"
@@ -296,8 +323,8 @@ def _nft_text(text: str) -> str:
 
 
 def _stack_text(clock: str, fields: dict[str, Any], page: Page) -> str:
-    who = f"{shown(fields['comm'])} (pid {fields['pid']}) was refused"
-    lines = [f"{clock} kernel  stack {who}, called from"]
+    who = f"{named(fields['comm'])} (pid {fields['pid']})"
+    lines = [f"{clock} kernel  stack of {who}, whose connect was refused, called from"]
     for key, mark in (("user_stack", "user  "), ("kernel_stack", "kernel")):
         frames = fields.get(key) or ["unknown: the binary keeps no frame pointers"]
         lines += [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime.cli.text import say, say_json
 from netns_runtime.debug.evidence import Evidence, evidence_of, read_audit
-from netns_runtime.debug.learned import seen_of
+from netns_runtime.debug.learned import nameable, seen_of
 from netns_runtime.debug.learnjudge import refusals_of, unused_of
 from netns_runtime.debug.learnpolicy import comments_on, policy_for, text_of
 from netns_runtime.debug.text import Page, shown
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from netns_runtime.debug.learned import Learned, Seen
+    from netns_runtime.errors import NetnsError
 
 USAGE: Final = """\
 usage: netns-debug learn [OPTIONS] [netns-run's OPTIONS] -- CMD [ARGS...]
@@ -59,6 +60,7 @@ def main(words: list[str], as_json: bool) -> int:
     target = options.get("-o")
     if target is not None and os.path.lexists(target):
         raise UsageError(f"learn: -o {shown(target)} exists", remedy="name a file that does not")
+    directory = _directory_of(target) if target is not None else -1
     against = _policy_at(options["--diff"]) if "--diff" in options else None
     status = 0
     if "--from" in options:
@@ -69,10 +71,13 @@ def main(words: list[str], as_json: bool) -> int:
         if not evidence.events:
             return status or EXIT_FAILED
     learned = seen_of(evidence)
+    if "--binaries" in options:
+        learned = nameable(learned)
     groups = policy_for(learned, binaries="--binaries" in options)
     text = text_of(groups, _heading(learned, evidence), comments_on(learned))
-    if target is not None:
-        _write(target, text)
+    lost = _written(directory, target, text) if target is not None else None
+    if lost is not None and not as_json:
+        say(text.rstrip("\n"))
     missing, unused = [], []
     if against is not None:
         missing = refusals_of(against, learned.seen)
@@ -87,6 +92,8 @@ def main(words: list[str], as_json: bool) -> int:
         say(_difference(options["--diff"], learned, missing, unused))
     elif target is None:
         say(text.rstrip("\n"))
+    if lost is not None:
+        raise lost
     return status
 
 
@@ -177,13 +184,35 @@ def _heading(learned: Learned, evidence: Evidence) -> tuple[str, ...]:
     return (*said, *(f"Note: {shown(note)}" for note in evidence.notes))
 
 
-def _write(target: str, text: str) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+def _directory_of(target: str) -> int:
+    """Where the policy goes to, held before CMD runs: CMD may put a link there meanwhile, or have
+    put one there the last time, and root would write where that points."""
+    parent = os.path.dirname(os.path.abspath(target))
     try:
-        with os.fdopen(os.open(target, flags, 0o644), "w", encoding="ascii") as file:
-            file.write(text)
+        fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise file_error(f"learn: -o {shown(target)}", error) from error
+    if os.readlink(f"/proc/self/fd/{fd}") != parent:
+        os.close(fd)
+        raise UsageError(
+            f"learn: -o {shown(target)}: a link is on the way to it",
+            remedy="name it by its real path",
+        )
+    return fd
+
+
+def _written(directory: int, target: str, text: str) -> NetnsError | None:
+    """Why it could not be written, None where it was. Closes `directory`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(os.path.basename(target), flags, 0o644, dir_fd=directory)
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError as error:
+        return file_error(f"learn: -o {shown(target)}", error)
+    finally:
+        os.close(directory)
+    return None
 
 
 def _what(seen: Seen) -> str:

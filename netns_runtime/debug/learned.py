@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.address import AddressError, parse_host
+from netns_runtime.policy.matchers import MESSAGES
 from netns_runtime.wire import ProtocolError
 from netns_runtime.wire.path import normalise_target
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # What report mode lets pass and only an endpoint that says so can allow.
 _RAW: Final = frozenset({"sni_missing", "ech_unverifiable", "http_unverifiable"})
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,64}")  # RFC 9110, 5.6.2; `*` is a glob
+# A glob's characters would name others too; YAML takes no character beyond these as it is escaped.
+_EXE: Final = re.compile(r"(?!.*/\.\.?(?:/|$))/[^\x00-\x1f\x7f*?\[\]\ud800-\U0010ffff]+")
 _FRONTING: Final = frozenset({"sni_mismatch", "host_mismatch"})
 
 
@@ -76,6 +79,7 @@ class _Flow:
 
     seen: Seen | None = None
     requests: list[Request] = field(default_factory=list)
+    has_refused: bool = False
     moved: bool = True
 
 
@@ -100,7 +104,8 @@ def seen_of(evidence: Evidence) -> Learned:
     for flow in flows.values():
         if flow.seen is None:
             continue
-        if not flow.requests:
+        # Whose every request was refused: the connection alone would be allowed whatever it asks.
+        if not flow.requests and not flow.has_refused:
             found.add(replace(flow.seen, moved=flow.moved))
         for request in flow.requests:
             found.add(replace(flow.seen, request=request))
@@ -123,10 +128,12 @@ def _follow(flow: _Flow, event: Event, found: Learned) -> None:
         flow.seen = Seen(host, port, exe, is_raw=reason in _RAW)
     elif name == "http.request":
         method = str(event.get("method", ""))
-        if event.get("action") == "refuse" or _TOKEN.fullmatch(method) is None:
+        request = None if event.get("action") == "refuse" else _request_of(event, method)
+        if request is None:
+            flow.has_refused = True
             found.refuse(event)
         elif method != "CONNECT":
-            flow.requests.append(_request_of(event))
+            flow.requests.append(request)
     elif name == "flow.closed":
         flow.moved = bool(event.get("bytes_out") or event.get("bytes_in"))
     elif name == "ws.closed" and flow.requests and flow.requests[-1].is_websocket:
@@ -141,13 +148,33 @@ def _is_host(text: object) -> bool:
         return False
 
 
-def _request_of(event: Event) -> Request:
+def _request_of(event: Event, method: str) -> Request | None:
+    """None where no rule can say it: a rule that was wider would be none that it asked for."""
+    # A rule's method of this name allows to send messages, whatever was sent here.
+    if _TOKEN.fullmatch(method) is None or method.upper() in MESSAGES:
+        return None
     is_websocket = event.get("protocol") == "websocket"
     path = str(event.get("path", "/")).partition("?")[0] or "/"
+    if path == "*" and method != "OPTIONS":
+        return None
     try:
         path = path if path == "*" else normalise_target(path, allow_encoded_slash=True).path
     except ProtocolError:
-        path = "/**"
+        return None
     # Until its end says otherwise, an open one may have sent something.
     sends = is_websocket and event.get("status") == 101
-    return Request(str(event["method"]).upper(), path, is_websocket, sends)
+    return Request(method.upper(), path, is_websocket, sends)
+
+
+def nameable(learned: Learned) -> Learned:
+    """The same without what executables did whose names would say more, or nothing, in a policy:
+    those go to `refused`. For policies with `binaries`."""
+    kept: dict[Seen, int] = {}
+    refused = list(learned.refused)
+    for seen, count in learned.seen.items():
+        if seen.exe is None or _EXE.fullmatch(seen.exe):
+            kept[seen] = count
+            continue
+        why = "no policy can name its executable alone"
+        refused.append({"comm": seen.exe, "host": seen.host, "port": seen.port, "reason": why})
+    return replace(learned, seen=kept, refused=refused)

@@ -20,6 +20,9 @@ SIBLINGS: Final = 5
 MOST: Final = 12
 """Globs of one method at one endpoint that are still read."""
 EVERYTHING: Final = "/**"
+DEEPEST: Final = 32
+"""Segments up to which siblings are looked for: the work grows with its square, and who asked for
+8,000 of them wants to see us work."""
 
 _ID: Final = re.compile(
     r"""\d+ | [0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
@@ -44,7 +47,7 @@ def globs_for(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _with_ids(path: str) -> str:
-    if not path.startswith("/") or path == EVERYTHING:
+    if not path.startswith("/"):
         return EVERYTHING
     segments = [_segment(segment) for segment in path.split("/")]
     return "/".join(segments)
@@ -59,6 +62,8 @@ def _segment(segment: str) -> str:
 
 def _siblings(found: dict[str, str]) -> dict[str, str]:
     """Where one segment alone differs, in many values, a star stands for it; the last one first."""
+    deep = {path: glob for path, glob in found.items() if glob.count("/") > DEEPEST}
+    found = {path: glob for path, glob in found.items() if path not in deep}
     longest = max((glob.count("/") for glob in found.values()), default=0)
     for place in range(longest, 0, -1):
         groups: dict[tuple[str, ...], set[str]] = {}
@@ -74,7 +79,7 @@ def _siblings(found: dict[str, str]) -> dict[str, str]:
             if is_there and (*segments[:place], "\0", *segments[place + 1 :]) in many:
                 segments[place] = "*"
                 found[path] = "/".join(segments)
-    return found
+    return found | deep
 
 
 def _under_first(glob: str) -> str:

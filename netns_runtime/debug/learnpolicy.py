@@ -2,8 +2,8 @@
 
 `policy_for` groups what was seen by executable (where asked), host and port; `text_of` writes the
 file. Nothing written here is believed: the product's own rules judge everything seen by it
-(`learnjudge`), and an endpoint whose rules do not carry that is widened, first to every path of the
-methods, then to the whole host and port. Pure.
+(`learnjudge`), and an endpoint whose rules do not carry that is widened and says so: to every path
+of the method that lacks it, and at last to the whole host and port. Pure.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from netns_runtime.debug.text import shown, where_of
 from netns_runtime.policy import load_policy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from netns_runtime.debug.learned import Learned, Seen
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/._~][A-Za-z0-9/._~%$+@=-]*")
 _NUMBERISH: Final = re.compile(r"[0-9._+-]+|true|false|null|yes|no|on|off|~", re.IGNORECASE)
-_WIDE: Final = ("rules", "method", "host")
+_ALL: Final = "*"
+"""No method: in place of one, all of them and every path."""
+_WIDER: Final = "no narrower rule allows all that it asked for"
+
+Wide = dict[tuple[str | None, str, int], set[str]]
+"""Methods to be allowed on every path, by executable, host and port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,33 +68,35 @@ class Group:
 
 def policy_for(learned: Learned, *, binaries: bool = False) -> tuple[Group, ...]:
     """The groups of the policy. Raises nothing; what cannot be put into a policy is left out."""
-    wide: dict[tuple[str, int], int] = {}
+    wide: Wide = {}
     while True:
         groups = _groups(learned.seen, wide, binaries=binaries)
         policy = load_policy(text_of(groups).encode("ascii"), "learned")
-        failed = [
-            (seen.host, seen.port)
-            for seen, _ in refusals_of(policy, learned.seen)
-            if seen.port is not None
-        ]
-        todo = [key for key in failed if wide.get(key, 0) < len(_WIDE) - 1]
-        if not todo:
+        is_wider = False
+        for seen, _ in refusals_of(policy, learned.seen):
+            if seen.port is None:
+                continue
+            methods = wide.setdefault((_exe_of(seen, binaries), seen.host, seen.port), set())
+            method = seen.request.method if seen.request is not None else _ALL
+            method = _ALL if method in methods else method
+            is_wider = is_wider or method not in methods
+            methods.add(method)
+        if not is_wider:
             return groups
-        for key in set(todo):
-            wide[key] = wide.get(key, 0) + 1
 
 
-def _groups(
-    seen: Iterable[Seen], wide: dict[tuple[str, int], int], *, binaries: bool
-) -> tuple[Group, ...]:
-    by_exe: dict[str | None, list[Seen]] = {}
+def _exe_of(seen: Seen, binaries: bool) -> str | None:
     # Lookups are asked by resolvers of the system as a rule: they go to everybody.
+    return seen.exe if binaries and seen.port is not None else None
+
+
+def _groups(seen: Iterable[Seen], wide: Wide, *, binaries: bool) -> tuple[Group, ...]:
+    by_exe: dict[str | None, list[Seen]] = {}
     for one in seen:
-        exe = one.exe if binaries and one.port is not None else None
-        by_exe.setdefault(exe, []).append(one)
+        by_exe.setdefault(_exe_of(one, binaries), []).append(one)
     merged: dict[tuple[Place, ...], list[str | None]] = {}
     for exe, group in by_exe.items():
-        merged.setdefault(_places(group, wide), []).append(exe)
+        merged.setdefault(_places(group, exe, wide), []).append(exe)
     groups = []
     names: set[str] = set()
     for places, exes in merged.items():
@@ -97,9 +104,11 @@ def _groups(
             continue
         known = sorted(exe for exe in exes if exe is not None)
         anybody = None in exes
-        name = "learned" if anybody else _name_of(known[0])
+        name = first = "learned" if anybody else _name_of(known[0])
+        number = 1
         while name in names:
-            name += "-2"
+            number += 1
+            name = f"{first}-{number}"
         names.add(name)
         groups.append(Group(name, places, None if anybody else tuple(known)))
     return tuple(groups)
@@ -110,14 +119,14 @@ def _name_of(exe: str) -> str:
     return name if name and not name[0].isdigit() else f"exe-{name}"
 
 
-def _places(seen: Sequence[Seen], wide: dict[tuple[str, int], int]) -> tuple[Place, ...]:
+def _places(seen: Sequence[Seen], exe: str | None, wide: Wide) -> tuple[Place, ...]:
     by_target: dict[tuple[str, int], list[Seen]] = {}
     lookups = dict.fromkeys(one.host for one in seen if one.port is None)
     for one in seen:
         if one.port is not None:
             by_target.setdefault((one.host, one.port), []).append(one)
     places = [
-        _place(host, port, group, wide.get((host, port), 0))
+        _place(host, port, group, wide.get((exe, host, port), set()))
         for (host, port), group in by_target.items()
     ]
     places += [
@@ -130,19 +139,21 @@ def _places(seen: Sequence[Seen], wide: dict[tuple[str, int], int]) -> tuple[Pla
     return tuple(sorted(found, key=lambda place: (place.host.split(".")[::-1], place.ports)))
 
 
-def _place(host: str, port: int, seen: Sequence[Seen], wide: int) -> Place:
+def _place(host: str, port: int, seen: Sequence[Seen], wide: Collection[str]) -> Place:
     requests = [one.request for one in seen if one.request is not None]
     if any(one.is_raw for one in seen):
         return Place(host, (port,), protocol="tcp", note="what it speaks could not be looked into")
     # What nobody looked into may have been anything: then only the whole port will do. One that
     # carried nothing was opened in advance, as browsers do, which every endpoint allows.
     is_opaque = any(one.request is None and one.moved for one in seen)
-    if not requests or is_opaque or wide >= 2:
+    if not requests or is_opaque:
         return Place(host, (port,))
+    if _ALL in wide:
+        return Place(host, (port,), note=f"{_WIDER}: everything is allowed")
     lines: dict[Line, None] = {}
     for method in dict.fromkeys(request.method for request in requests):
         paths = [request.path for request in requests if request.method == method]
-        globs = dict.fromkeys(paths, EVERYTHING) if wide else globs_for(paths)
+        globs = dict.fromkeys(paths, EVERYTHING) if method in wide else globs_for(paths)
         lines |= dict.fromkeys(Line(method, glob) for glob in globs.values())
     sending = [request.path for request in requests if request.is_websocket and request.sends]
     sent = dict.fromkeys(sending, EVERYTHING) if wide else globs_for(sending)
@@ -153,7 +164,10 @@ def _place(host: str, port: int, seen: Sequence[Seen], wide: int) -> Place:
     )
     protocol = "websocket" if any(request.is_websocket for request in requests) else "rest"
     slash = any(part in request.path for request in requests for part in ("%2F", "%5C"))
-    return Place(host, (port,), protocol, tuple(sorted(kept, key=str)), slash)
+    every = sorted({line.method for line in kept if line.path == EVERYTHING})
+    note = f"any path is allowed with {', '.join(every)}" if every else ""
+    note = f"{_WIDER}: {note}" if wide else note
+    return Place(host, (port,), protocol, tuple(sorted(kept, key=str)), slash, note)
 
 
 def yaml_of(text: str) -> str:

@@ -149,6 +149,16 @@ class _Request(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = DEADLINE
 
+    def handle(self) -> None:
+        """One caller. `timeout` is between two octets alone, and some send one at a time."""
+        deadline = threading.Timer(DEADLINE, _hang_up, (self.connection,))
+        deadline.daemon = True
+        deadline.start()
+        try:
+            super().handle()
+        finally:
+            deadline.cancel()
+
     def do_GET(self) -> None:
         if self.path.partition("?")[0] != "/metrics":
             self._answer(404, "netns-debug tells /metrics and nothing else\n")
@@ -171,6 +181,11 @@ class _Request(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Nothing: a scrape is no news."""
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _listening(address: str, port: int) -> _Server:

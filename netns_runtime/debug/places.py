@@ -127,13 +127,18 @@ def read_inside(pid: int, path: str) -> bytes:
             below = os.open(part, flags, dir_fd=at)
             os.close(at)
             at = below
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        fd = os.open(parts[-1], flags, dir_fd=at)
+        held = os.open(parts[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
     finally:
         os.close(at)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        # Looked at before it is opened: the writer of a FIFO would notice.
+        if not stat.S_ISREG(os.fstat(held).st_mode):
             raise OSError(f"{path} is no regular file")
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open(f"/proc/self/fd/{held}", flags)
+    finally:
+        os.close(held)
+    with open(fd, "rb") as file:
         return file.read(FILE_LIMIT)
 
 

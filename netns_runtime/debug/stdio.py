@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import termios
+import time
 import tty
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from netns_runtime.namespace.enter_join import Joined
 
 CHUNK: Final = 65536
+SILENCE: Final = 0.2
+LAST_WORDS: Final = 1.0
+"""Seconds, after the command has ended, in which what it left behind is still shown: until it is
+silent for a moment, and never longer than this."""
 
 
 class Stdio:
@@ -85,26 +90,35 @@ class Stdio:
                 fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def carry(self, joined: Joined) -> None:
-        """Until the command has ended; then what it still wrote."""
+        """Until the command has ended; then what it still wrote. Keys are its alone: what a person
+        types once it has ended is for the shell that they are back at."""
         poll = select.poll()
         poll.register(joined.fileno(), select.POLLIN)
         for source in self._routes:
             poll.register(source, select.POLLIN)
-        ended = False
-        while not ended or any(source > 2 for source in self._routes):
-            ready = poll.poll(200 if ended else None)
+        end: float | None = None
+        while end is None or any(source > 2 for source in self._routes):
+            left = None if end is None else min(SILENCE, end - time.monotonic())
+            if left is not None and left <= 0:
+                return
+            ready = poll.poll(None if left is None else left * 1000)
             if not ready:
                 # Something that it left behind still holds its output: not waited for.
                 return
-            for number, _ in ready:
+            for number, _ in sorted(ready, key=lambda one: one[0] != joined.fileno()):
                 if number == joined.fileno():
                     poll.unregister(number)
-                    ended = True
-                elif not self._pass_on(number):
-                    poll.unregister(number)
-                    target = self._routes.pop(number)
-                    if number == 0 and target != self._master:
-                        os.close(target)
+                    end = time.monotonic() + LAST_WORDS
+                    if 0 in self._routes:
+                        self._forget(poll, 0)
+                elif number in self._routes and not self._pass_on(number):
+                    self._forget(poll, number)
+
+    def _forget(self, poll: select.poll, source: int) -> None:
+        poll.unregister(source)
+        target = self._routes.pop(source)
+        if source == 0 and target != self._master:
+            os.close(target)
 
     def _pass_on(self, source: int) -> bool:
         """Move what there is. Whether more may come."""

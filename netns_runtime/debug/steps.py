@@ -79,12 +79,13 @@ def step_of(event: Mapping[str, Any]) -> str:
 
 def is_of_request(event: Mapping[str, Any]) -> bool:
     """Whether an `http.request` was refused for what it asks and not for where it goes: the
-    policy's sentence then names its method or its path (policy/remedies.py)."""
+    policy's sentence then names its path (policy/remedies.py)."""
     if event.get("reason") != "http_request_denied":
         return False
     detail = str(event.get("detail", ""))
     path = str(event.get("path", "")).partition("?")[0]
-    words = (f" {event.get('method')} ", f" {path} ", "WebSocket upgrades")
+    # Not by the method alone, which may be any word of the sentence; long paths are cut there.
+    words = (f" {path} ", f" {path}: ", f" {path[:117]}...", "WebSocket upgrades")
     return any(word in f"{detail} " for word in words)
 
 
@@ -135,6 +136,8 @@ def blame_of(event: Mapping[str, Any]) -> tuple[str, str, str]:
     status = event.get("status")
     if event.get("action") == "refuse" and said_by in ("policy", "sandbox", "proxy"):
         return said_by, _WHOSE[said_by], ""
+    if event["event"] == "ws.closed" and said_by in ("sandbox", "upstream"):
+        return _of_close(event, said_by)
     if reason in ("client_tls_error", "http_request_error"):
         return "client", "it is the client in the sandbox that broke it off or made the error", ""
     if said_by == "sandbox" or (event["event"] == "flow.closed" and not reason):
@@ -148,3 +151,14 @@ def blame_of(event: Mapping[str, Any]) -> tuple[str, str, str]:
     if said_by in _WHOSE:
         return said_by, _WHOSE[said_by], ""
     return "unknown", "nobody is on record as having said so", "netns-debug trace shows it live"
+
+
+def _of_close(event: Mapping[str, Any], said_by: str) -> tuple[str, str, str]:
+    from netns_runtime.debug.wstables import cause_of
+
+    code = event.get("code")
+    cause = cause_of(code if isinstance(code, int) else 0, str(event.get("host") or ""))
+    advice = f"{cause.name}: {cause.usually}; {cause.do}"
+    if said_by == "sandbox":
+        return "client", "the client in the sandbox closed it", advice
+    return "upstream", _WHOSE["upstream"], advice

@@ -1,8 +1,8 @@
 """How an explanation looks: as narrow as the terminal, coloured on one, plain anywhere else.
 
 What the sandbox chose (names, paths, processes) goes through `shown` before it is printed: in
-printable ASCII it can neither steer a terminal nor pass for words of ours. Pure but for `Page`'s
-look at standard output.
+printable ASCII it cannot steer a terminal. What could pass for words of ours beside it, as a
+process called "x (pid 1) < y", goes through `named`. Pure but for `Page`'s look at standard output.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ WIDTH: Final = 80
 NARROWEST: Final = 40
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _SPANS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
+_WORD: Final = re.compile(r"[A-Za-z0-9_./:@%+=~#*-]+")
 _CODE: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -36,12 +37,19 @@ def shown(text: object, limit: int = 2000) -> str:
     return raw if len(raw) <= limit else raw[: limit - 3] + "..."
 
 
+def named(text: object, limit: int = 2000) -> str:
+    """`shown`, and in quotes unless it is one plain word."""
+    raw = shown(text, limit)
+    return raw if _WORD.fullmatch(raw) else '"' + raw.replace('"', '\\"') + '"'
+
+
 def who_of(event: Mapping[str, Any]) -> str:
     """`comm (pid N)` of an event, or "an unknown process"."""
     if "pid" not in event and "comm" not in event:
         return "an unknown process"
     pid = f" (pid {shown(event['pid'])})" if "pid" in event else ""
-    return shown(event.get("comm") or "a process") + pid
+    comm = event.get("comm")
+    return (named(comm) if comm else "a process") + pid
 
 
 def where_of(event: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from netns_runtime.debug.text import clock_of, shown, size_of, where_of, who_of
+from netns_runtime.debug.text import clock_of, named, shown, size_of, where_of, who_of
 from netns_runtime.policy.hosts import host_matches
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def lines_of(
             text = page.paragraph(shown(event[key]), indent=indent, hanging=" " * 18)
             lines.append(page.paint(text, "cyan") if key == "remedy" else text)
     if is_bad and (event.get("exe") or ancestry):
-        chain = [shown(event.get("exe") or event.get("comm") or "?")]
-        chain += [f"{shown(entry['comm'])}({entry['pid']})" for entry in ancestry]
+        chain = [named(event.get("exe") or event.get("comm") or "?")]
+        chain += [f"{named(entry['comm'])}({entry['pid']})" for entry in ancestry]
         text = page.paragraph(" < ".join(chain), indent=" " * 13 + "by   ", hanging=" " * 18)
         lines.append(page.paint(text, "dim"))
     return lines
@@ -160,5 +160,5 @@ def total_line(totals: Mapping[str, int], base: Mapping[str, int], told: int, un
     if unwanted:
         text += f", {unwanted} left out by the filters"
     if untold:
-        text += f", {untold} counted and not told one by one (events are limited to 100/s)"
+        text += f", {untold} counted and not told one by one (100/s are, and none after the end)"
     return text

@@ -145,7 +145,7 @@ def _attempt_lines(page: Page, attempts: Sequence[Attempt]) -> list[str]:
             where = f"{attempt.get('method')} {where}{shown(attempt.get('path') or '')}"
         count = attempt.event.get("count", 1)
         times = f" {count} times" if count != 1 else ""
-        what = shown(attempt.get("reason") or attempt.get("status") or attempt.get("code") or "")
+        what = shown(attempt.get("reason") or attempt.get("code") or attempt.get("status") or "")
         ended = f"{attempt.outcome} at {TITLES[attempt.step]}" if attempt.step else attempt.outcome
         text = f"{who} {where}{times}: {ended}" + (f" ({what})" if what else "")
         lead = f"  {clock_of(attempt.event)}  "

@@ -7,6 +7,7 @@ whatever there was to explain, or with one NetnsError.
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.cli.text import say, say_json
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from netns_runtime.debug.evidence import Evidence
     from netns_runtime.debug.wslives import Life
     from netns_runtime.debug.wswords import Explanation
+
+OTHERS: Final = 200
+"""Lives of the same host that one is compared with, the newest: a client in a loop has 100,000."""
 
 USAGE: Final = """\
 usage: netns-debug ws [SANDBOX] [--from AUDIT] [--host HOST] [--all] [--json]
@@ -44,9 +48,10 @@ def main(words: list[str], as_json: bool) -> int:
     host = options.get("--host")
     if host is not None:
         lives = [life for life in lives if host in (life.get("host"), life.get("address"))]
-    by_host: dict[object, list[Life]] = {}
+    by_host: dict[object, deque[Life]] = {}
     for life in lives:
-        by_host.setdefault((life.get("host"), life.get("port")), []).append(life)
+        others = by_host.setdefault((life.get("host"), life.get("port")), deque(maxlen=OTHERS))
+        others.append(life)
     wanted = [life for life in lives if "--all" in options or is_failure(life)]
     found = [(life, explain(life, by_host[life.get("host"), life.get("port")])) for life in wanted]
     opaque = len(opaque_tunnels(evidence))

@@ -21,10 +21,9 @@ from netns_runtime.debug.wsbefore import BEFORE, SEEN, explain_before
 from netns_runtime.debug.wstables import (
     CODES,
     FAMILIES,
-    RESERVED,
     STATUSES,
     Cause,
-    application_cause,
+    cause_of,
     hop_of,
 )
 from netns_runtime.debug.wswords import (
@@ -298,10 +297,7 @@ def _blamed(life: Life, cause: Cause) -> str:
 
 
 def _cause_of(life: Life, code: int) -> Cause:
-    if 4000 <= code < 5000:
-        chosen = life.get("chosen")
-        return application_cause(code, str(life.get("host") or ""), chosen)
-    return CODES.get(code, RESERVED)
+    return cause_of(code, str(life.get("host") or ""), life.get("chosen"))
 
 
 def _by_proxy(life: Life, code: int, cause: Cause, evidence: list[str]) -> Explanation:

@@ -116,15 +116,15 @@ def _count(event: Event) -> int:
 
 def _of_flow(group: list[tuple[int, Event]]) -> Iterable[tuple[int, Life]]:
     requests = [
-        (at, event)
-        for at, event in group
+        (place, at, event)
+        for place, (at, event) in enumerate(group)
         if event["event"] == "http.request" and event.get("protocol") == "websocket"
     ]
     by_name = {event["event"]: event for _, event in group}
     flow = by_name.get("flow.closed")
-    for index, (at, request) in enumerate(requests):
+    for index, (place, at, request) in enumerate(requests):
         until = requests[index + 1][0] if index + 1 < len(requests) else None
-        rest = [event for when, event in group if when >= at and (until is None or when < until)]
+        rest = [event for _, event in group[place:until]]
         yield at, _upgraded(request, rest, flow if until is None else None)
     if not requests and "ws.closed" in by_name:
         # The request's line is not in what is left of the audit.

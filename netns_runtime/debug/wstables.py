@@ -235,6 +235,13 @@ _GRAPHQL: Final[dict[int, Cause]] = {
 _HINTED: Final = frozenset({4400, 4401, 4403, 4404, 4408, 4429, 4500, 4503})
 
 
+def cause_of(code: int, host: str = "", chosen: str | None = None) -> Cause:
+    """What a close code means; `chosen` is the subprotocol."""
+    if 4000 <= code < 5000:
+        return application_cause(code, host, chosen)
+    return CODES.get(code, RESERVED)
+
+
 def application_cause(code: int, host: str, chosen: str | None) -> Cause:
     """What 4000 to 4999 mean, as far as the host or the subprotocol says."""
     if host in ("gateway.discord.gg", "discord.gg") or host.endswith(".discord.gg"):

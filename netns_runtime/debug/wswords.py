@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from netns_runtime.debug.text import shown, where_of, who_of
+from netns_runtime.debug.text import named, shown, where_of, who_of
 
 if TYPE_CHECKING:
     from netns_runtime.debug.evidence import Event
@@ -47,15 +47,21 @@ def party_of(life: Life, said_by: str | None = None) -> str:
 
 def line_of(event: Event, *keys: str) -> str:
     """`name at HH:MM:SS.mmm: key value, key value`, of what the event has."""
-    said = [f"{key} {shown(event[key], 300)}" for key in keys if event.get(key) is not None]
+    said = [f"{key} {_value(event[key])}" for key in keys if event.get(key) is not None]
     when = str(event.get("time", ""))[11:23]
     return f"{shown(event['event'])}{f' at {shown(when)}' if when else ''}: {', '.join(said)}"
+
+
+def _value(value: object) -> str:
+    """In quotes where it could pass for another key: a close reason is its sender's words."""
+    return named(value, 300) if "," in str(value) else shown(value, 300)
 
 
 def cut_of(event: Event) -> str:
     detail = str(event.get("detail") or "")
     who = "the client's" if event.get("said_by") == "sandbox" else "upstream's"
-    if "reset" in detail.lower():
+    # By words with a space between: a detail may hold a host's name, which is upstream's choice.
+    if "connection reset" in detail.lower():
         return f"a TCP reset from {who} side"
     if "without a close frame" in detail:
         return f"an orderly TCP end (FIN) from {who} side, without a close frame before it"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.policy.decision import DENIED
-from netns_runtime.policy.matchers import preset
+from netns_runtime.policy.matchers import MESSAGES, preset
 from netns_runtime.policy.messages import RequestDecision
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from netns_runtime.policy.rules import Endpoint
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/._~][A-Za-z0-9/._~%$+@=-]*")
+# A client may call its method so; the line that grants it would grant all, or messages.
+_MEANS_MORE: Final = frozenset({"*", *MESSAGES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ def not_allowed(
     `group` are those of `members` that were to decide; empty where no `path` covers the request.
     """
     what = f"{shown(asked.method)} {shown(path)}"
+    if asked.verb in _MEANS_MORE:
+        rule = (group or members)[0].rule
+        why = f"none: `method: {asked.verb}` in a rule means other methods than this one"
+        return RequestDecision("refuse", DENIED, rule, f"{rule} does not allow {what}", why)
     if not group:
         member = members[0]
         detail = f"no endpoint of {member.rule} at {target} is for {shown(path)}"

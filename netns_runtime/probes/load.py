@@ -141,19 +141,6 @@ def load_tracing(
         module.cleanup()
 
 
-def user_symbol(pid: int, address: int) -> str:
-    """`function+0x1f [file]` of a process, `0x... [file]` where the file has no symbols, and the
-    address alone where the process has gone."""
-    import bcc
-
-    try:
-        found = bcc.BPF.sym(address, pid, show_module=True, show_offset=True)
-    except Exception:  # bcc raises what it likes for a process that has gone
-        return hex(address)
-    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
-    return hex(address) + text.removeprefix("[unknown]") if "[unknown]" in text else text
-
-
 def _map_fd(module: Any, name: str) -> int:
     fd: int = module.get_table(name.encode("ascii")).map_fd
     return fd

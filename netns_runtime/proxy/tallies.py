@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.flow import Flow
 
 LABEL_SETS: Final = 100
-"""Different label values of one counter; what comes after is counted under "other"."""
+"""Different label values of one counter; what comes after is counted under "other", but for its
+last label (who said it, or why), whose values are ours: 100 statuses hide no refusal."""
 OTHER: Final = "other"
 _METHODS: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"}
@@ -39,6 +40,8 @@ class Tallies:
         self._times = {name: [0] * (len(bounds) + 1) for name, bounds in BUCKETS.items()}
         self._sums = dict.fromkeys(BUCKETS, 0.0)
         self._shown = {"bytes_in": 0, "bytes_out": 0}
+        self.untold: Callable[[], Mapping[str, int]] = dict
+        """Refused lookups by reason that have no audit line yet (dnsaudit.RefusedNames.untold)."""
         self._take = {
             "dns.answered": self._dns_answered,
             "dns.refused": self._dns_refused,
@@ -66,7 +69,7 @@ class Tallies:
         counts = self._counts.setdefault(name, {})
         key = tuple(map(str, labels))
         if key not in counts and len(counts) >= LABEL_SETS:
-            key = (OTHER,) * len(key)
+            key = (*(OTHER,) * (len(key) - 1), *key[-1:])
         counts[key] = counts.get(key, 0) + by
 
     def _dns_answered(self, _: dict[str, Any]) -> None:
@@ -124,10 +127,13 @@ class Tallies:
             total = int(self._counts.get(way, {}).get((), 0)) + now
             # A flow's last word may be less than what it showed; a counter never goes back.
             self._shown[way] = max(self._shown[way], total)
+        refused = dict(self._counts.get("dns_refused", {}))
+        for reason, count in self.untold().items():
+            refused[(reason,)] = refused.get((reason,), 0) + count
         return {
             "counts": [
                 [name, list(labels), value]
-                for name, counts in self._counts.items()
+                for name, counts in {**self._counts, "dns_refused": refused}.items()
                 if name not in self._shown
                 for labels, value in counts.items()
             ],

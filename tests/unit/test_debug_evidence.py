@@ -57,14 +57,13 @@ def test_only_the_newest_are_kept_and_the_others_counted() -> None:
     assert found.lost == 3
 
 
-def test_events_are_found_by_host_flow_and_sandbox() -> None:
+def test_events_are_found_by_host_and_sandbox() -> None:
     events = [event(host="a.test", port=443, flow=1), event("dns.refused", host="a.test")]
     events.append({**event("connect.refused", address="192.0.2.1", port=80), "sandbox": "other"})
     found = evidence_of(lines(*events), "audit x")
     assert found.about("a.test", 443) == events[:2], "a lookup has no port"
     assert found.about("a.test", 80) == events[1:2]
     assert found.about("192.0.2.1") == events[2:]
-    assert found.by_flow["s", 1] == events[:1]
     assert found.only("other").events == (events[2],)
     with pytest.raises(UsageError, match="no event of sandbox gone: name one of: s, other"):
         found.only("gone")

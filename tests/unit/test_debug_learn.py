@@ -140,7 +140,7 @@ def test_what_was_refused_all_the_same_is_a_comment_and_allowed_by_nothing() -> 
 def test_what_the_sandbox_chose_cannot_break_out_of_the_file() -> None:
     hostile = "/a\n- {host: evil.test}\x1b[31m: #{}"
     found = learned(
-        flow("web.test", 80, get(hostile, "G'ET: {")),
+        flow("web.test", 80, get("/"), get(hostile, "G'ET: {")),
         flow("bad host\n", 80),
         [{"event": "connect.refused", "comm": "x\ny: z", "address": "192.0.2.1", "port": 1}],
     )

@@ -66,7 +66,7 @@ def test_labels_that_the_sandbox_chooses_are_bounded_and_nothing_is_lost() -> No
     found = {key: value for key, value in counts(tallies).items() if key[0] == "websocket_closes"}
     assert len(found) == LABEL_SETS + 1
     assert sum(found.values()) == 5 * LABEL_SETS
-    assert found["websocket_closes", "other", "other"] == 4 * LABEL_SETS
+    assert found["websocket_closes", "other", "sandbox"] == 4 * LABEL_SETS
 
 
 def test_bytes_of_open_flows_count_and_never_go_back() -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import io
 import struct
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import pytest
 
 from netns_runtime.debug.ancestry import Ancestry
-from netns_runtime.debug.kernel import Symbols, fields_of, text_of
+from netns_runtime.debug.kernel import (
+    WAITING,
+    Symbols,
+    Waiting,
+    fields_of,
+    is_refused_later,
+    text_of,
+)
 from netns_runtime.debug.text import Page
 from netns_runtime.debug.traceline import Wanted, action_of, lines_of, total_line
-from netns_runtime.probes.tracing import FRAMES, SEEN, STACK, seen_of
+from netns_runtime.debug.usersymbols import UserSymbols
+from netns_runtime.probes.seen import FRAMES, SEEN, STACK, seen_of
 
 REFUSED: dict[str, Any] = {
     "event": "connect.refused",
@@ -83,14 +91,14 @@ def test_a_refusal_names_who_where_why_and_what_would_allow_it() -> None:
     lines = "\n".join(lines_of(REFUSED, chain, page)).splitlines()
     assert lines[0].startswith("12:00:01.123 REFUSED connect curl (pid 7) -> 192.0.2.1:80")
     assert "             fix  --allow 192.0.2.1:80" in lines
-    assert "             by   /usr/bin/curl < sh\\x1b(3)" in lines
+    assert '             by   /usr/bin/curl < "sh\\x1b"(3)' in lines
     assert all(len(line) <= 80 for line in lines)
 
 
 def test_the_count_says_what_was_not_told() -> None:
     assert total_line({"count": 1100}, {"count": 100}, 30, 10) == (
         "1000 refused connects since the trace began; 20 shown, 10 left out by the filters, "
-        "970 counted and not told one by one (events are limited to 100/s)"
+        "970 counted and not told one by one (100/s are, and none after the end)"
     )
     assert total_line({}, {}, 0, 0) == "0 refused connects since the trace began; 0 shown"
 
@@ -127,7 +135,7 @@ def test_a_drop_is_told_with_the_kernels_own_words() -> None:
     seen = seen_of(record(1, 8), {8: "NETFILTER_DROP"})
     assert (seen.kind, seen.place, seen.reason) == ("drop", "gateway", "NETFILTER_DROP")
     assert (seen.source, seen.destination) == ("192.0.2.1:1234", "203.0.113.5:81")
-    fields = fields_of(seen, Symbols([0x1000, 0x2000], ["nf_hook_slow", "other"]))
+    fields = fields_of(seen, Symbols([0x1000, 0x2000], ["nf_hook_slow", "other"]), UserSymbols())
     assert fields["function"] == "nf_hook_slow+0x10"
     page = Page(io.StringIO(), width=200)
     told = text_of({"kernel": fields}, page)
@@ -139,6 +147,47 @@ def test_a_reason_that_this_kernel_does_not_name_is_told_as_its_number() -> None
     assert seen_of(record(2, 2 << 16 | 7), {}).reason == "SYN_SENT -> CLOSE"
     assert seen_of(record(2, 99 << 16 | 7), {}).reason == "99 -> CLOSE"
     assert seen_of(record(1, 2, 6), {}).source == "[2001:db8::1]:1234"
+
+
+def sent(address: str, protocol: int = 17, port: int = 443, kind: int = 2) -> bytes:
+    to = ip_address(address)
+    return SEEN.pack(
+        *(5, 0, 7, 1, kind << 16 | 2, 7, 4 if to.version == 4 else 6, protocol, 1234, port),
+        *(b"\x0a\xc8\0\x02".ljust(16, b"\0"), to.packed.ljust(16, b"\0"), b"pi\x1bng"),
+    )
+
+
+def test_a_send_that_no_hook_sees_names_process_socket_and_destination() -> None:
+    fields = fields_of(seen_of(sent("192.0.2.1", 1, 0, 3), {}), Symbols([], []), UserSymbols())
+    assert (fields["reason"], fields["protocol"]) == ("raw socket", "icmp")
+    assert fields["destination"] == "192.0.2.1", "ICMP has no ports"
+    told = text_of({"kernel": fields}, Page(io.StringIO(), width=200))
+    assert told.endswith(
+        'kernel  send by "pi\\x1bng" (pid 7), icmp raw socket -> 192.0.2.1: '
+        "no hook sees it; the gateway refuses and counts it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "protocol", "port", "is_refused"),
+    [
+        ("192.0.2.1", 17, 443, True),
+        ("198.18.0.7", 17, 443, True),
+        ("10.200.0.1", 17, 53, False),
+        ("10.200.0.1", 17, 123, True),
+        ("10.200.0.1", 136, 53, True),
+        ("::ffff:10.200.0.1", 17, 53, False),
+        ("10.200.0.2", 17, 443, False),
+        ("127.0.0.1", 1, 0, False),
+        ("::1", 58, 0, False),
+        ("ff02::16", 58, 0, False),
+        ("2001:db8::7", 58, 0, True),
+    ],
+)
+def test_what_goes_to_the_resolver_or_stays_inside_is_not_told(
+    address: str, protocol: int, port: int, *, is_refused: bool
+) -> None:
+    assert is_refused_later(seen_of(sent(address, protocol, port), {})) is is_refused
 
 
 def test_a_stack_has_as_many_frames_as_the_kernel_gave() -> None:
@@ -167,3 +216,13 @@ def test_a_packet_of_nfts_trace_is_told_in_short() -> None:
 def test_a_record_that_is_too_short_is_a_bug_and_not_a_guess() -> None:
     with pytest.raises(struct.error):
         seen_of(b"short", {})
+
+
+def test_lines_that_nobody_reads_are_bounded_and_counted() -> None:
+    waiting = Waiting()
+    for number in range(WAITING + 7):
+        waiting.put({"number": number})
+    assert waiting.dropped() == 7
+    assert [line["number"] for line in waiting.taken()] == list(range(WAITING))
+    waiting.put({"number": -1})
+    assert (waiting.dropped(), list(waiting.taken())) == (0, [{"number": -1}])
