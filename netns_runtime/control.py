@@ -47,6 +47,10 @@ class Caller:
             self._sock.send(data)
         self._sock.close()
 
+    def fileno(self) -> int:
+        """The socket, for whom it is lent to."""
+        return self._sock.fileno()
+
     def make_room(self, octets: int) -> None:
         """Let so much wait for the caller to read, and never wait for it ourselves from now on."""
         with contextlib.suppress(OSError):

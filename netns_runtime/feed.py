@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime.recent import LIMIT, Recent
@@ -22,13 +23,18 @@ if TYPE_CHECKING:
 FOLLOWERS: Final = 16
 SEND_BYTES: Final = 4 << 20
 """What a follower may have waiting before it loses events."""
+STALE: Final = 2.0
+"""Seconds without a batch after which a question is asked anew: the proxy says things now or not at
+all, and a flood may have filled its socket at that moment."""
 
 
 class Feed:
     """`take` is the audit's listener. `on_proxy` gets the proxy's answers."""
 
-    def __init__(self, proxy: ProxyProcess) -> None:
+    def __init__(self, proxy: ProxyProcess, clock: Callable[[], float] = time.monotonic) -> None:
         self._proxy = proxy
+        self._clock = clock
+        self._heard = 0.0
         self._own = Recent()
         self._followers: dict[Caller, int] = {}
         self._asked: list[Callable[[list[dict[str, Any]], int], None]] = []
@@ -46,7 +52,7 @@ class Feed:
         """Give the remembered events, oldest first, and how many there were before, once the proxy
         has told its own."""
         self._asked.append(answer)
-        if len(self._asked) == 1:
+        if len(self._asked) == 1 or self._clock() - self._heard > STALE:
             self._gathered = []
             self._ask("recent", 0)
 
@@ -71,6 +77,8 @@ class Feed:
 
     def _ask(self, purpose: str, since: int) -> None:
         message = {"kind": "events", "for": purpose, "since": since}
+        if purpose == "recent":
+            self._heard = self._clock()
         if self._proxy.send(message):
             return
         if purpose == "recent":

@@ -109,6 +109,15 @@ class ProxyProcess:
             return False
         return True
 
+    def lend(self, message: dict[str, Any], fd: int) -> bool:
+        """Send now or not at all, with a descriptor that stays the caller's. Whether it went."""
+        try:
+            data = json.dumps(message).encode("ascii")
+            socket.send_fds(self.control, [data], [fd], socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
     def last_words(self) -> str:
         """The last line of what the proxy wrote to its standard error, which it is ending with."""
         # Its socket closes before its interpreter has written what the matter is.

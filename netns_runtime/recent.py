@@ -1,20 +1,26 @@
 """The last events, numbered, so that a reader knows what it missed.
 
-The proxy keeps its own and the supervisor its own. `since` gives a batch that fits one message;
-what was pushed out before it could be read is told as a number, never silently.
+The proxy keeps its own and the supervisor its own. `since` gives a batch that fits one message, and
+`batches_of` makes such batches of anything alike, however long the sandbox made its fields; what
+was pushed out before it could be read is told as a number, never silently.
 """
 
 from __future__ import annotations
 
 import json
 from collections import deque
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 LIMIT: Final = 1000
 BATCH_BYTES: Final = 48 * 1024
 """Less than what the supervisor takes in one message."""
 LONGEST: Final = 2000
 """Characters of one field, as it is told here; the audit has it whole."""
+ENCODED: Final = 12
+"""Bytes of one character in JSON, at most: two escapes for one beyond the BMP."""
 _encode: Final = json.JSONEncoder(ensure_ascii=True, check_circular=False).encode
 
 
@@ -48,10 +54,32 @@ class Recent:
         return events, start - number if number < start else 0, taken
 
 
+def batches_of(entries: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """All of them in order, in lists that fit one message each; one empty list of none."""
+    batch: list[dict[str, Any]] = []
+    room = BATCH_BYTES
+    for entry in map(_short, entries):
+        size = len(_encode(entry)) + 2
+        if batch and size > room:
+            yield batch
+            batch, room = [], BATCH_BYTES
+        batch.append(entry)
+        room -= size
+    yield batch
+
+
 def _short(event: dict[str, Any]) -> dict[str, Any]:
-    if all(not isinstance(value, str) or len(value) <= LONGEST for value in event.values()):
-        return event
-    return {
-        key: value[:LONGEST] + "..." if isinstance(value, str) and len(value) > LONGEST else value
-        for key, value in event.items()
-    }
+    """As long as one message can carry: paths and headers are as long as the sandbox likes."""
+    longest = LONGEST
+    while True:
+        lengths = [len(value) for value in event.values() if isinstance(value, str)]
+        if max(lengths, default=0) > longest:
+            event = {
+                key: value[:longest] + "..."
+                if isinstance(value, str) and len(value) > longest
+                else value
+                for key, value in event.items()
+            }
+        if sum(lengths) * ENCODED < BATCH_BYTES or len(_encode(event)) < BATCH_BYTES or not longest:
+            return event
+        longest //= 2

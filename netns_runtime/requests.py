@@ -7,7 +7,7 @@ proxy decides last, so at no moment does anything pass that neither policy allow
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime.errors import NetnsError, UsageError
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from netns_runtime.situation import Situation
 
     Answering = Callable[[dict[str, Any]], None]
+
+
+CAPTURE_BYTES: Final = 8 << 20
+"""What the proxy may have waiting for who captures packets; keys are lost past that."""
 
 
 class Requests:
@@ -80,6 +84,8 @@ class Requests:
                 self._proxy.send({"kind": "tallies", "id": self._number})
             elif isinstance(command, str) and command in self._tells:
                 answer(self._tells[command]())
+            elif command == "capture":
+                self._capture(answer, wants_secrets=request.get("secrets") is True)
             elif command == "recent" and self._feed is not None:
                 self._feed.recent(lambda events, lost: answer({"events": events, "lost": lost}))
             elif command == "subscribe" and self._feed is not None:
@@ -115,6 +121,20 @@ class Requests:
         if self._situation is not None:
             self._situation.policy = policy
         self._swaps.append((answer, notes))
+
+    def _capture(self, caller: Caller, *, wants_secrets: bool) -> None:
+        """Let the caller, who captures packets, hear from the proxy itself: nothing that is said
+        between them is read here."""
+        held = sorted(one.name for one in self._bindings if one.expose != "placeholder")
+        if held and not wants_secrets:
+            raise UsageError(
+                f"CMD can have the value of {', '.join(held)} itself, and packets may hold it",
+                remedy="say --with-secrets if the file may",
+            )
+        caller.make_room(CAPTURE_BYTES)
+        if not self._proxy.lend({"kind": "capture", "secrets": wants_secrets}, caller.fileno()):
+            raise UsageError("the proxy does not keep up", remedy="try again")
+        caller.close()
 
     def on_proxy(self, message: dict[str, Any]) -> None:
         """Take the proxy's answer to a request of ours."""

@@ -62,18 +62,36 @@ def subscribe(name: str, patience: float | None = None) -> Iterator[dict[str, An
     Without `patience` it waits for as long as it takes; with it, {} stands for so many seconds in
     which nothing came. The iterator ends with the sandbox. Closing it ends the subscription.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    return _stream(follow(name), patience)
+
+
+def follow(name: str) -> socket.socket:
+    """As `subscribe`, the socket itself: a message is {"event": {...}} and perhaps "lost"."""
+    sock = asked(name, {"command": "subscribe"})
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 << 20)
-        sock.settimeout(10.0)
-        sock.connect(str(path_of(name)))
-        sock.send(b'{"command": "subscribe"}')
         # The first answer says that events are being kept for us.
         _answered(json.loads(sock.recv(MESSAGE) or b'{"error": "it has gone"}'))
     except (OSError, ValueError) as error:
         sock.close()
         raise step_error(f"sandbox {name}", error, remedy="see netns-debug list") from error
-    return _stream(sock, patience)
+    except StepError:
+        sock.close()
+        raise
+    return sock
+
+
+def asked(name: str, request: dict[str, Any]) -> socket.socket:
+    """A socket on which more than one answer comes. The caller closes it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 << 20)
+        sock.settimeout(10.0)
+        sock.connect(str(path_of(name)))
+        sock.send(json.dumps(request).encode("ascii"))
+    except OSError as error:
+        sock.close()
+        raise step_error(f"sandbox {name}", error, remedy="see netns-debug list") from error
+    return sock
 
 
 def _stream(sock: socket.socket, patience: float | None) -> Iterator[dict[str, Any]]:

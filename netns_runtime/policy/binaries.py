@@ -3,7 +3,7 @@
 A path names an executable only if CMD can neither write the file nor replace anything on the way to
 it; otherwise the entry names nobody and a note says so, so that a rule never becomes wider than it
 reads. The identity is an inode, not a program: whoever may run a listed interpreter, or preload a
-library into it, has its rights (DESIGN.md, threat note 17), and a child of a listed executable has
+library into it, has its rights, and a child of a listed executable has
 none of its own, unlike in OpenShell.
 """
 

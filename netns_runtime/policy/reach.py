@@ -1,5 +1,4 @@
-"""What CMD could write, so that nothing the next root run obeys is CMD's to choose (DESIGN.md,
-threat note 2).
+"""What CMD could write, so that nothing the next root run obeys is CMD's to choose.
 
 A path is within reach if CMD can write the file or replace any directory or link on the way to it.
 An owner counts as a writer, because an owner may change the mode. Only `os.lstat` and friends are

@@ -157,6 +157,7 @@ def begin(
     decision = decide(policy, target, client.owner)
     number = next(sandbox.ids)
     flow = Flow(number, target, protocol, now, client.owner, decision, policy, client.entry)
+    flow.client, flow.is_terminated = client.sock, client.scheme == "https"
     return flow, refused_by_decision(sandbox, flow)
 
 
@@ -206,6 +207,8 @@ def record(sandbox: Sandbox, flow: Flow, refusal: Refusal | None) -> Refusal | N
             flow.target.port,
             status_override=503,
         )
+    if sandbox.tap is not None:
+        sandbox.tap.decided(sandbox, flow, refusal)
     return refusal
 
 
@@ -259,6 +262,8 @@ async def open_flow(sandbox: Sandbox, client: Client, flow: Flow) -> Dialled | R
     else:
         flow.address = outcome.address
         flow.sockets = client.sock, outcome.sock
+        if sandbox.tap is not None:
+            sandbox.tap.opened(flow)
         sandbox.tallies.took("connect", trio.current_time() - began)
     return outcome
 

@@ -148,7 +148,14 @@ def _usage(**claims: bool) -> x509.KeyUsage:
 
 
 def server_context(chain: bytes, alpn: str | None) -> ssl.SSLContext:
-    """What we serve TLS with: 1.2 at least. `chain` is a certificate and its key, in PEM."""
+    """What we serve TLS with. `chain` is a certificate and its key, in PEM."""
+    context = bare_server_context(alpn)
+    load_chain(context, chain)
+    return context
+
+
+def bare_server_context(alpn: str | None) -> ssl.SSLContext:
+    """A server's context without a certificate: TLS 1.2 at least, for ALPN `alpn` or none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -156,6 +163,11 @@ def server_context(chain: bytes, alpn: str | None) -> ssl.SSLContext:
     context.num_tickets = 0
     if alpn is not None:
         context.set_alpn_protocols([alpn])
+    return context
+
+
+def load_chain(context: ssl.SSLContext, chain: bytes) -> None:
+    """Give the context a certificate and its key, in PEM, in place of what it had."""
     fd = os.memfd_create("leaf", os.MFD_CLOEXEC)
     try:
         view = memoryview(chain)
@@ -164,4 +176,3 @@ def server_context(chain: bytes, alpn: str | None) -> ssl.SSLContext:
         context.load_cert_chain(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
-    return context

@@ -10,7 +10,8 @@ us. From then on both sides send JSON objects with a `kind`:
     supervisor → proxy   stop · exe (id, path) · owner (id, pid, comm, exe) · flows (id) ·
                          tallies (id) ·
                          events (for, since) · policy, and with it the descriptor of a file (memfd)
-                         that holds a pickled `Policy`
+                         that holds a pickled `Policy` · capture (secrets), and with it the socket
+                         of who captures packets
 
 Events go out a batch for each that was asked for: "recent" at once, "follow" when there are any.
 
@@ -31,14 +32,13 @@ from netns_runtime.config import ProxyConfig
 from netns_runtime.errors import StepError
 from netns_runtime.owner import Owner
 from netns_runtime.policy import Policy
-from netns_runtime.recent import Recent
+from netns_runtime.recent import Recent, batches_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MESSAGE: Final = 1 << 20
 DESCRIPTORS: Final = 16
-FLOWS_PER_MESSAGE: Final = 100
 POLICY_LIMIT: Final = 64 << 20
 
 
@@ -144,9 +144,11 @@ class Control:
         flows: Callable[[], Sequence[dict[str, Any]]],
         swap: Callable[[Policy], int] | None = None,
         tallies: Callable[[], dict[str, Any]] | None = None,
+        capture: Callable[[int, bool], None] | None = None,
     ) -> None:
         """Read until told to stop or until the supervisor has ended. `swap` takes a new policy and
-        gives the number of flows that it ended."""
+        gives the number of flows that it ended; `capture` borrows the socket of who captures, and
+        is told whether secrets' values are asked for."""
         while True:
             await trio.lowlevel.wait_readable(self._sock)
             try:
@@ -174,6 +176,8 @@ class Control:
                     self.say({"kind": "tallies", "id": message.get("id"), "tallies": tallies()})
                 elif kind == "events":
                     self._on_events(message)
+                elif kind == "capture" and capture is not None and len(fds) == 1:
+                    capture(fds[0], message.get("secrets") is True)
                 elif kind == "policy" and swap is not None:
                     self.say({"kind": "policy"} | _swapped(fds, swap))
             finally:
@@ -181,13 +185,10 @@ class Control:
                     os.close(fd)
 
     async def _tell_flows(self, number: object, flows: Sequence[dict[str, Any]]) -> None:
-        for first in range(0, max(len(flows), 1), FLOWS_PER_MESSAGE):
-            message = {
-                "kind": "flows",
-                "id": number,
-                "flows": flows[first : first + FLOWS_PER_MESSAGE],
-                "more": first + FLOWS_PER_MESSAGE < len(flows),
-            }
+        batches = list(batches_of(flows))
+        for place, batch in enumerate(batches, 1):
+            more = place < len(batches)
+            message = {"kind": "flows", "id": number, "flows": batch, "more": more}
             while not self.say(message):
                 with trio.move_on_after(1.0) as scope:
                     await trio.lowlevel.wait_writable(self._sock)

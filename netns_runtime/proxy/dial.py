@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Final
@@ -25,7 +25,7 @@ from netns_runtime.proxy.refuse import Refusal
 from netns_runtime.proxy.resolve import ResolveError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from netns_runtime.address import HostPort
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.sandbox import Sandbox
 
     IPAddress = IPv4Address | IPv6Address
+    # Told of a socket whose connect has begun, and to where.
+    Began = Callable[[socket.socket, tuple[str, int]], None]
 
 ATTEMPT_DELAY: Final = 0.25
 MAX_ADDRESSES: Final = 16
@@ -143,11 +145,12 @@ async def dial(
     sandbox: Sandbox, target: HostPort, addresses: Sequence[IPAddress]
 ) -> Dialled | Refusal:
     """Connect to one of `addresses`, all of them screened."""
+    began = partial(sandbox.tap.dialling, target) if sandbox.tap is not None else None
     if len(addresses) == 1:
         # The common case by far: no nursery, and no deadline where connect ends at once.
-        outcome = await _attempt(addresses[0], target.port, sandbox.deadline("connect"))
+        outcome = await _attempt(addresses[0], target.port, sandbox.deadline("connect"), began)
     else:
-        outcome = await _race(addresses, target.port, sandbox.deadline("connect"))
+        outcome = await _race(addresses, target.port, sandbox.deadline("connect"), began)
     if isinstance(outcome, Dialled):
         return outcome
     address, failed = outcome
@@ -163,7 +166,7 @@ async def dial(
 
 
 async def _attempt(
-    address: IPAddress, port: int, seconds: float
+    address: IPAddress, port: int, seconds: float, began: Began | None = None
 ) -> Dialled | tuple[IPAddress, OSError]:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
@@ -174,6 +177,8 @@ async def _attempt(
     try:
         tune(sock)
         code = sock.connect_ex(where)
+        if began is not None:
+            began(sock, where)
         if code == errno.EINPROGRESS:
             # Close by, the handshake is over before connect returns, and asking again says so.
             code = sock.connect_ex(where)
@@ -196,13 +201,13 @@ async def _attempt(
 
 
 async def _race(
-    addresses: Sequence[IPAddress], port: int, seconds: float
+    addresses: Sequence[IPAddress], port: int, seconds: float, began: Began | None
 ) -> Dialled | tuple[IPAddress, OSError]:
     won: list[Dialled] = []
     failures: list[tuple[IPAddress, OSError]] = []
 
     async def one(address: IPAddress, failed: trio.Event) -> None:
-        outcome = await _attempt(address, port, seconds)
+        outcome = await _attempt(address, port, seconds, began)
         if not isinstance(outcome, Dialled):
             failures.append(outcome)
             failed.set()

@@ -64,6 +64,8 @@ async def _serve_packets(resolver: Resolver53, sock: socket.socket, nursery: tri
             refused = reply.refused
             if refused is not None and resolver.refused.note(refused):
                 nursery.start_soon(_tell_and_send, resolver, refused, sock, wire, peer)
+            elif resolver.is_watched:
+                nursery.start_soon(_name_and_send, resolver, sock, wire, peer)
             else:
                 _send(sock, wire, peer)
 
@@ -76,6 +78,14 @@ async def _tell_and_send(
     peer: tuple[str, int],
 ) -> None:
     await resolver.tell(refused, "udp", peer[1])
+    _send(sock, wire, peer)
+
+
+async def _name_and_send(
+    resolver: Resolver53, sock: socket.socket, wire: bytes, peer: tuple[str, int]
+) -> None:
+    """Once it is answered, who asked may be gone."""
+    await resolver.asker("udp", peer[1])
     _send(sock, wire, peer)
 
 

@@ -114,6 +114,13 @@ class RefusedNames:
         """Write the line of a name's first refusal."""
         self._write(protocol=protocol, **refused.fields(), **owner_fields(owner))
 
+    def untold(self) -> Counter[str]:
+        """Refused lookups by reason that no line has yet."""
+        found = self._nameless.copy()
+        for entry in self._entries.values():
+            found[entry.refused.reason] += entry.untold
+        return found
+
     def flush(self, *, everything: bool = False) -> None:
         """Tell the repetitions that are due, or all; forget names that have rested."""
         now = self._clock()

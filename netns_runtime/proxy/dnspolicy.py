@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from netns_runtime.owner import Owner
     from netns_runtime.policy import Policy
     from netns_runtime.proxy.names import VirtualNames
+    from netns_runtime.proxy.tap import Tap
 
     OwnerOf = Callable[[str, int], Awaitable[Owner | None]]
 
@@ -80,7 +81,8 @@ class Resolver53:
     """What one sandbox's questions are answered with.
 
     `policy` is called for every query, so that it may be swapped. `owner_of` says who has a port
-    ("udp" or "tcp", port). With `report`, refused names are answered as well, and told.
+    ("udp" or "tcp", port). With `report`, refused names are answered as well, and told. `tap` hears
+    who asks while packets are captured.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class Resolver53:
         *,
         report_only: bool = False,
         report: Callable[[str], None] = lambda line: None,
+        tap: Tap | None = None,
     ) -> None:
         self.names = names
+        self.tap = tap
         self.limits = limits or DNSLimits()
         self.refused = RefusedNames(audit, trio.current_time, report)
         self.report = report
@@ -219,16 +223,31 @@ class Resolver53:
         """Write the line of a first refusal, cancelled or not, with its owner where that is known
         in time."""
         owner = None
+        try:
+            owner = await self.asker(protocol, port)
+        finally:
+            self.refused.tell(refused, owner, protocol)
+
+    async def asker(self, protocol: str, port: int) -> Owner | None:
+        """Who asks from that port, where it is known in time. Who captures packets is told too."""
+        owner = None
         self._asking += 1
         try:
             if self._owner_of is not None and self._asking <= self.limits.owners:
                 with trio.move_on_after(self.limits.owner):
                     owner = await self._owner_of(protocol, port)
-        except Exception as error:  # the line is written without it
+        except Exception as error:  # it is answered without
             self.report(f"dns: owner: {type(error).__name__}: {error}")
         finally:
             self._asking -= 1
-            self.refused.tell(refused, owner, protocol)
+        if self.tap is not None and owner is not None:
+            self.tap.asked(protocol, port, owner)
+        return owner
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody captures the packets that are asked with."""
+        return self.tap is not None and self.tap.is_on
 
 
 def _without_service(name: str) -> str:

@@ -51,7 +51,8 @@ class Flow:
     where there is one, ends the flow at once; `cut_short` says that it is to end before it has one.
     `sockets` are the client's and upstream's, borrowed, for listings; they may be closed already.
     `advice` (detail, remedy) is what `flow.closed` says where nothing else is said. `upgrade` is
-    what an open WebSocket was allowed as, with the rules for its messages.
+    what an open WebSocket was allowed as, with the rules for its messages. `client` is the client's
+    socket, borrowed too; `is_terminated` says that TLS with the client is, or will be, ours.
     """
 
     id: int
@@ -70,6 +71,8 @@ class Flow:
     cut_short: Ended | None = None
     advice: tuple[str, str] | None = None
     upgrade: tuple[Asked, WebSocketRules | None] | None = None
+    client: socket.socket | None = None
+    is_terminated: bool = False
 
     def fields(self) -> dict[str, Any]:
         """What all lines of this flow have in common."""

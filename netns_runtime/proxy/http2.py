@@ -26,7 +26,6 @@ from netns_runtime.proxy.tls import TlsPeer
 from netns_runtime.proxy.upstream import Upstream, end
 
 if TYPE_CHECKING:
-    from netns_runtime.proxy.admit import Client
     from netns_runtime.proxy.flow import Flow
     from netns_runtime.proxy.peer import Peer
     from netns_runtime.proxy.sandbox import Sandbox
@@ -37,7 +36,6 @@ STALL: Final = 900.0
 
 async def serve_http2(
     sandbox: Sandbox,
-    client: Client,
     flow: Flow,
     down: TlsPeer | Peer,
     up: TlsPeer | Peer,
@@ -53,7 +51,7 @@ async def serve_http2(
 
 
 async def refuse_http2(
-    sandbox: Sandbox, client: Client, flow: Flow, down: TlsPeer | Peer, refusal: Refusal
+    sandbox: Sandbox, flow: Flow, down: TlsPeer | Peer, refusal: Refusal
 ) -> None:
     """Answer the client's first requests with `refusal`, and end. The flow has ended already."""
     await _Serving(sandbox, flow, down, None, None, refusal).run()

@@ -3,8 +3,8 @@
 `target_of` names the host of a redirected connection; `fault_of_first` judges a ClientHello and
 other first bytes, `fault_of_host` a request, by the name that the decision was about. A virtual
 address and a CONNECT prove the name to dial; SNI and Host say whom the client will talk to behind
-it, and both must be the same host, or fronting would be a way around the policy (DESIGN.md, threat
-notes 12 and 13). A fault is a `Refusal`, None is no fault.
+it, and both must be the same host, or fronting would be a way around the policy. A fault is a
+`Refusal`, None is no fault.
 """
 
 from __future__ import annotations

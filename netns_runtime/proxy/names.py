@@ -3,8 +3,8 @@
 A name keeps its two addresses for the sandbox's life, and an address never means a second name.
 Both follow from a hash of the name, so that an address kept from an earlier run, or from another
 sandbox, means the same name here or nobody, but for collisions, which move on to the next free
-one. Names invented under a wildcard are a channel (DESIGN.md, threat note 14) and limited, in all
-and for each pattern; a name that the policy spells out is limited by the policy alone.
+one. Names invented under a wildcard are a channel and limited, in all and for each
+pattern; a name that the policy spells out is limited by the policy alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gives up everything the proxy process was started with (DESIGN.md, threat notes 8 and 9).
+"""Gives up everything the proxy process was started with.
 
 Stages, each of which `give_up` must do in this order:
 

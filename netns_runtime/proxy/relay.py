@@ -21,8 +21,8 @@ unless the edge also told of an end, an error or urgent data.
 
 A tunnel may come with a guard: until it has said PASS, no byte of the client goes upstream but
 those it lets go, while upstream's go to the client. What a guard takes over (TAKE) leaves the relay
-with both sockets open; undecided bytes wait in the guard, and `_late` asks it again when they have
-waited long enough.
+with both sockets open; undecided bytes wait in the guard, and `_ask_again` asks it again when
+they have waited long enough.
 """
 
 from __future__ import annotations

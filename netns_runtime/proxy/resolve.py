@@ -1,8 +1,8 @@
 """Names to addresses, in the uplink: the host's own resolver, or DNS servers that we ask ourselves.
 
 `SystemResolver` is getaddrinfo in a bounded set of threads; `NameServers` speaks DNS (dnspython's
-messages over trio's sockets), so that with `--uplink` no daemon of the host is asked (DESIGN.md,
-threat note 11) and /etc/hosts is not read. Both answer with addresses, never empty, or raise
+messages over trio's sockets), so that with `--uplink` no daemon of the host is asked
+and /etc/hosts is not read. Both answer with addresses, never empty, or raise
 `ResolveError`, which carries RFC 9209's name for the failure.
 """
 

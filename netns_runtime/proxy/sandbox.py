@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from netns_runtime.proxy.flow import Ended, Flow
     from netns_runtime.proxy.relay import Relay
     from netns_runtime.proxy.resolve import Resolver
+    from netns_runtime.proxy.tap import Tap
 
     IPAddress = IPv4Address | IPv6Address
 
@@ -84,7 +85,8 @@ class Sandbox:
     """`report` takes one line about a bug of ours; `connections` counts what clients hold open,
     `refusing` those that are only waited for to be refused in kind. `nursery` is `serve`'s.
     `gathered` counts the octets of content that is held until its new length is known.
-    `authority` and `upstream_context` are None where nothing can be terminated."""
+    `authority` and `upstream_context` are None where nothing can be terminated. `tap` is for who
+    captures packets."""
 
     config: ProxyConfig
     audit: AuditLog
@@ -96,6 +98,7 @@ class Sandbox:
     names: NameSource | None = None
     authority: Authority | None = None
     upstream_context: ssl.SSLContext | None = None
+    tap: Tap | None = None
     nursery: trio.Nursery | None = None
     connections: int = 0
     refusing: int = 0
@@ -132,6 +135,17 @@ class Sandbox:
         while len(self._exes) > EXE_NAMES:
             self._exes.popitem(last=False)
         return replace(owner, exe=path)
+
+    def context_to_client(self, host: str, alpn: str | None) -> ssl.SSLContext:
+        """What to greet a client with as `host`, for the handshake that begins now."""
+        assert self.authority is not None
+        logging = self.tap and self.tap.server_context(self.authority, host, alpn)
+        return logging or self.authority.context_for(host, alpn)
+
+    def context_to_upstream(self) -> ssl.SSLContext:
+        """What to dial upstreams with, for the handshake that begins now."""
+        assert self.upstream_context is not None
+        return (self.tap and self.tap.client_context()) or self.upstream_context
 
     def start(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Run a task as long as the sandbox is served."""

@@ -31,7 +31,14 @@ SPOKEN: Final = ("h2", "http/1.1")
 
 
 def upstream_context() -> ssl.SSLContext:
-    """A client's context with the system's roots: where OpenSSL was built to look for them.
+    """A client's context with the system's roots: where OpenSSL was built to look for them."""
+    context = rootless_context()
+    context.set_default_verify_paths()
+    return context
+
+
+def rootless_context() -> ssl.SSLContext:
+    """A client's context that trusts nobody yet.
 
     Revocation is not looked at. A certificate that is itself among the roots is trusted, issuer or
     not, as in curl and Go.
@@ -41,7 +48,6 @@ def upstream_context() -> ssl.SSLContext:
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_TRUSTED_FIRST
     context.hostname_checks_common_name = False
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_default_verify_paths()
     return hearing(context)
 
 
@@ -49,8 +55,7 @@ async def shake_hands(
     sandbox: Sandbox, flow: Flow, sock: socket.socket, offers: Sequence[str]
 ) -> TlsPeer | Refusal:
     """Do the handshake on a connected socket, which stays the caller's in either case."""
-    context = sandbox.upstream_context
-    assert context is not None
+    context = sandbox.context_to_upstream()
     try:
         with trio.fail_after(sandbox.deadline("tls")):
             return await connect_tls(Peer(sock), context, flow.target.host, offers)

@@ -122,7 +122,7 @@ async def _begin(sandbox: Sandbox, client: Client, counted: Upstream) -> Next:
     flow.advice = _distrust(flow, "ended before its first request")
     if outcome.alpn == "h2":
         flow.protocol = "h2"
-        return None, partial(serve_http2, sandbox, client, flow, down, outcome, counted)
+        return None, partial(serve_http2, sandbox, flow, down, outcome, counted)
     upstreams = Upstreams(sandbox, partial(_open_again, (outcome.alpn,) if outcome.alpn else ()))
     upstreams.keep(counted)
     return None, partial(serve_requests, sandbox, client, upstreams)
@@ -150,8 +150,8 @@ async def _accept(
     sandbox: Sandbox, client: Client, flow: Flow, alpn: str | None, held: bytes
 ) -> TlsPeer:
     """Be the flow's host to its client, and let `client` speak through it from now on."""
-    assert sandbox.authority is not None
-    context = sandbox.authority.context_for(flow.target.host, alpn)
+    context = sandbox.context_to_client(flow.target.host, alpn)
+    flow.is_terminated = True
     assert isinstance(client.peer, Peer)
     try:
         with trio.fail_after(sandbox.deadline("tls")):
@@ -198,7 +198,7 @@ async def _tell(
         reset(client)
         return
     if alpn == "h2":
-        await refuse_http2(sandbox, client, flow, down, refusal)
+        await refuse_http2(sandbox, flow, down, refusal)
         return
 
     async def fail(_sandbox: Sandbox, _client: Client, again: Flow) -> Refusal:

@@ -57,9 +57,7 @@ IXFR: Final = int(dns.rdatatype.IXFR)
 IN: Final = int(dns.rdataclass.IN)
 
 # RFC 8914
-EDE_OTHER: Final = 0
 EDE_BLOCKED: Final = 15
-EDE_PROHIBITED: Final = 18
 
 _HEADER: Final = struct.Struct("!HHHHHH")
 _QR, _OPCODE, _RD = 0x8000, 0x7800, 0x0100

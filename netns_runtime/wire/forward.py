@@ -49,14 +49,6 @@ class AbsoluteTarget:
     authority: str
     path: str
 
-    @property
-    def shown_path(self) -> str:
-        """The path with the query's values left out, for the audit."""
-        path, mark, query = self.path.partition("?")
-        if not mark:
-            return path
-        return path + "?" + "&".join(pair.partition("=")[0] for pair in query.split("&"))
-
 
 def split_absolute(head: RequestHead, *, is_tls: bool = False) -> AbsoluteTarget:
     """Split `http://authority/path?query`; inside TLS, where `is_tls`, `https://` likewise.

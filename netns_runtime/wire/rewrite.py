@@ -55,14 +55,12 @@ class BodyRewriter:
 
     Where `may_change` is False it passes as it is and keeps its length and framing. Where True its
     length may change: leave out Content-Length and frame anew, or feed a small content whole and
-    count the result. A coding that is opened is closed again, so Content-Encoding stays
-    (`content_encoding` is None). `substituted` and `withheld` have each entry once.
+    count the result. A coding that is opened is closed again, so Content-Encoding stays.
+    `substituted` and `withheld` have each entry once.
 
     Memory: one unfinished token or header block (16 KiB) and, for an opened coding, zlib's 300 KiB
     and pieces of 256 KiB (`feed` joins them: 4 MiB and 200 times its data at most).
     """
-
-    content_encoding: bytes | None = None
 
     def __init__(
         self,

@@ -251,7 +251,7 @@ def play_http2(
             both = Both(stage, End(wires[0], is_client=True), End(wires[1], is_client=False))
 
             async def serve() -> None:
-                await serve_http2(sandbox, client, flow, peers[0], peers[1], counted)
+                await serve_http2(sandbox, flow, peers[0], peers[1], counted)
                 both.is_served.set()
                 for wire in wires:
                     wire.changed()

@@ -90,7 +90,7 @@ def race(outcomes: dict[str, tuple[float, int]]) -> tuple[Any, list[tuple[float,
     started: list[tuple[float, str]] = []
     sockets: list[socket.socket] = []
 
-    async def attempt(address: Any, port: int, seconds: float) -> Any:
+    async def attempt(address: Any, port: int, seconds: float, *_: Any) -> Any:
         started.append((trio.current_time(), str(address)))
         delay, code = outcomes[str(address)]
         await trio.sleep(delay)

@@ -217,11 +217,12 @@ def test_an_upstream_that_could_not_be_reached_is_told_to_the_first_request() ->
         both_ends: Any = wire
         end = End(wire, is_client=True)
         client = Client.__new__(Client)
-        client.owner, client.entry = None, "explicit"
+        client.owner, client.entry, client.sock = None, "explicit", both_ends
+        client.scheme = "https"
         flow, _ = begin(stage.sandbox, client, HostPort("up.test", 443), "h2")
         refusal = Refusal("tls_certificate_error", "its certificate has expired")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(refuse_http2, stage.sandbox, client, flow, both_ends, refusal)
+            nursery.start_soon(refuse_http2, stage.sandbox, flow, both_ends, refusal)
             end.ask(1, path="/open/a")
             end.ask(3, path="/closed")
             answer = head_of(await end.until(ResponseReceived, 1))

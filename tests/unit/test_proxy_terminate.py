@@ -267,7 +267,7 @@ def test_both_sides_speak_what_upstream_chose(
 def test_h2_is_served_by_its_own_module(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = []
 
-    async def serve_http2(sandbox: Any, client: Any, flow: Any, *rest: Any) -> None:
+    async def serve_http2(sandbox: Any, flow: Any, *rest: Any) -> None:
         down, up, counted = rest
         served.append((down.alpn, up.alpn, flow.protocol, counted.peer is up))
         await down.send(b"two")
