@@ -102,6 +102,18 @@ def totals_of(record: Record) -> dict[str, int]:
         raise StepError(f"the probe of {record.name}: {error}") from error
 
 
+def unregistered_of(pins: str) -> int:
+    """Connects that this probe set refused, since it was pinned, from namespaces that no sandbox
+    has; they are in no sandbox's totals. 0 where the set has gone."""
+    from netns_runtime.probes.pins import open_set
+
+    try:
+        with open_set(Path(pins)) as probe:
+            return probe.unknown_total()
+    except (NetnsError, OSError):
+        return 0
+
+
 def _read_gateway(record: Record) -> Counters:
     from netns_runtime.firewall import nft
 

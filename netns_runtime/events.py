@@ -60,7 +60,6 @@ FIELDS: Final = frozenset(
         "direct_icmp",
         "direct_other",
         "spoofed_source",
-        "unknown_sandbox",
         "code",
         "method",
         "path",

@@ -1,6 +1,6 @@
 """Addresses, names and places that are the same for every sandbox.
 
-Each sandbox has namespaces of its own, so all of them use these at once (DESIGN.md, "Namespaces").
+Each sandbox has namespaces of its own, so all of them use these at once.
 """
 
 from __future__ import annotations
@@ -36,5 +36,3 @@ CACHE_DIR: Final = Path("/var/cache") / PREFIX
 
 # The proxy gives up root for this uid. systemd.io/UIDS-GIDS lists 1879048192..2147483647 as unused.
 PROXY_UID: Final = 2_000_003_128
-
-PLACEHOLDER_PREFIX: Final = "openshell:resolve:env:"

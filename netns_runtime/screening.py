@@ -1,5 +1,5 @@
 """Which addresses the proxy may dial: a table of ours, because `is_private` differs between Pythons
-and knows neither cloud metadata nor embedded IPv4 (DESIGN.md, threat note 10). `screen` is pure and
+and knows neither cloud metadata nor embedded IPv4. `screen` is pure and
 answers None or a short reason; it never raises and never resolves anything.
 
 What `allowed_ips` of a policy does, as in OpenShell and a little stricter: where it is given, every

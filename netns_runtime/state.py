@@ -204,18 +204,3 @@ def survey(directory: Path = layout.RUN_DIR) -> tuple[list[Record], frozenset[st
         finally:
             os.close(fd)
     return records, frozenset(taken), gone
-
-
-def forget(path: Path) -> bool:
-    """Remove the file of a sandbox that has gone, unless somebody took the name meanwhile."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        if not _lock(fd) or not _is_still(path, fd):
-            return False
-        path.unlink()
-    finally:
-        os.close(fd)
-    return True

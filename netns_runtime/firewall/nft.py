@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # Without /etc/protocols libnftables lists the number.
 _NAMES = {TCP: "tcp", UDP: "udp"}
 REMEDY = "the kernel needs nf_tables with nft_reject_inet (modprobe -a nf_tables nft_reject_inet)"
+ABSENT_REMEDY = "the sandbox is still starting, or has lost its rules: see netns-debug doctor"
 REDIRECT_REMEDY = "the kernel needs nft_tproxy (modprobe nft_tproxy); without it: --redirect off"
 _PLACE = re.compile(r"\S+:\d+:\d+-\d+: Error: ")
 
@@ -70,7 +71,8 @@ def _open() -> Any:
 def _list(binding: Any, command: str) -> list[dict[str, Any]]:
     status, output, error = binding.cmd(command)
     if status != 0:
-        raise StepError(f"gateway rules: {command}: {error.strip()}", remedy=REMEDY)
+        what = f"gateway rules: {command}: {_first_line(error)}"
+        raise StepError(what, remedy=ABSENT_REMEDY if TABLE in command else REMEDY)
     objects: list[dict[str, Any]] = json.loads(output)["nftables"] if output else []
     return [entry for entry in objects if "metainfo" not in entry]
 

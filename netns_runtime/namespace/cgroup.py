@@ -1,9 +1,8 @@
 """The cgroups of ours: one parent, and below it one per sandbox.
 
 The parent lies where the unified hierarchy is mounted (cgroups(7)), wherever that is; the eBPF
-hooks are attached to it and so judge every sandbox. Limits use whichever hierarchy has the
-controller, so they hold on hybrid systems too. An empty cgroup left by `kill -9` is removed by the
-next run.
+hooks are attached to each sandbox's own. Limits use whichever hierarchy has the controller, so
+they hold on hybrid systems too. An empty cgroup left by `kill -9` is removed by the next run.
 """
 
 from __future__ import annotations
@@ -152,16 +151,3 @@ def remove(path: Path, patience: float = 1.0) -> bool:
             time.sleep(0.001)
         else:
             return True
-
-
-def reclaim(where: Hierarchies, live: frozenset[str]) -> list[str]:
-    """Remove the cgroups of sandboxes that are not in `live`; their names."""
-    gone: dict[str, None] = {}
-    for root in (where.unified, *where.version1.values()):
-        parent = root / layout.PREFIX
-        if not parent.is_dir():
-            continue
-        for entry in os.scandir(parent):
-            if entry.is_dir() and entry.name not in live and remove(Path(entry.path), 0.2):
-                gone[entry.name] = None
-    return list(gone)

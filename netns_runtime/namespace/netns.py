@@ -134,9 +134,3 @@ def cookie_of(fd: int) -> int:
             return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
 
     return run_in(fd, body)
-
-
-def is_same_namespace(fd: int, other: int) -> bool:
-    """Whether two descriptors hold the same namespace (device and inode, namespaces(7))."""
-    a, b = os.fstat(fd), os.fstat(other)
-    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)

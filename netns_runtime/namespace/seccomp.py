@@ -62,7 +62,6 @@ SYS_SOCKET: Final = 1  # socketcall's number for socket()
 # file_setattr, Linux 6.17; open_tree_attr is refused. From 424 on all tables number alike.
 NEWEST_KNOWN_CALL: Final = 469
 OPEN_TREE_ATTR: Final = 467
-X32_BIT: Final = 0x40000000
 # READ_IMPLIES_EXEC, ADDR_COMPAT_LAYOUT, MMAP_PAGE_ZERO (linux/personality.h).
 REFUSED_PERSONALITY: Final = 0x0700000
 PERSONALITY_QUERY: Final = 0xFFFFFFFF
@@ -154,7 +153,7 @@ def _add_sockets(refuse: Any, low: Any, seccomp: Any) -> None:
 
 
 # BPF opcodes, linux/bpf_common.h: ld abs word, jump if equal / greater / any bit set, return.
-LOAD, JEQ, JGT, JGE, JSET, RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x06
+LOAD, JEQ, JGT, JSET, RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 AT_NUMBER, AT_ARCH, AT_ARGUMENT_0 = 0, 4, 16  # struct seccomp_data, little endian
 ALLOW: Final = 0x7FFF0000
 ERRNO: Final = 0x00050000

@@ -37,6 +37,7 @@ PACKETS: Final[Mapping[str, str]] = {
 }
 STACKS: Final[Mapping[str, str]] = {"sys_exit": "saw_exit"}
 """Raw tracepoint to the program that takes it."""
+_REMEDY: Final = "what it tells is left out; a newer kernel, with CONFIG_BPF_EVENTS, has it"
 SENT: Final = ("sock_send_length", "saw_sent")
 LEAVING: Final = ("net_dev_queue", "saw_leave")
 SENDING: Final = ("security_socket_sendmsg", "saw_sending")
@@ -126,7 +127,8 @@ class Tracing:
             try:
                 self._links.append(syscall.open_raw_tracepoint(point, programs[program]))
             except OSError as error:
-                self.lacks.append(f"{point} ({os.strerror(error.errno or 0)})")
+                why = os.strerror(error.errno or 0)
+                self.lacks.append(f"tracepoint {point} ({why}): {_REMEDY}")
         self.way = next((way for way in ways if self._see_sends(way, programs)), None)
         if self.reasons and self.way is None:
             self.lacks.append(NEITHER)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Writes back what is there, so that succeeding changes nothing.
 WRITE_BACK = "import sys;p=sys.argv[1];v=open(p).read();open(p,'w').write(v)"
-WRITE_WHERE = "import sys;open(sys.argv[1],'w').write(sys.argv[2])"
 
 
 def without_kernel_covers(plan: EnterPlan) -> EnterPlan:

@@ -110,5 +110,6 @@ def test_a_sandbox_that_is_not_there_is_one_line() -> None:
     answer = netns_debug("policy", "nobody-here", "--set", "/etc/passwd")
     assert answer.returncode == 125
     assert answer.stderr == (
-        "netns-debug: no sandbox called nobody-here is running: see netns-debug list\n"
+        "netns-debug: no sandbox called nobody-here is running: see netns-debug list; of one that "
+        "has gone, its --audit file tells\n"
     )

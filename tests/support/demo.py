@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FETCH = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read().decode(), end='')"
-DIRECT = "import socket; socket.create_connection(('192.0.2.10', 443))"
 
 
 def say(text: str = "") -> None:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from netns_runtime.namespace import netns
 from netns_runtime.namespace.enter import Command, EnterPlan, plan_enter
 from netns_runtime.namespace.enter_launch import (
-    ENDS,
     CannotExecute,
     Event,
     Exited,
@@ -39,6 +38,7 @@ STRANGER = Identity(54_321, 54_321)
 UID_0 = Identity(0, 0)
 BASE_ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL": "C.UTF-8"}
 SYSTEM_PYTHON = "/usr/bin/python3"
+ENDS = (Exited, CannotExecute, Failed)
 
 
 @dataclass(frozen=True, slots=True)

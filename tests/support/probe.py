@@ -7,7 +7,6 @@ what the probe allows has somebody to connect to. Everything made here is gone a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import secrets
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 REFUSED_IPV4 = "192.0.2.7"
 REFUSED_IPV6 = "2001:db8::7"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def skip(why: str) -> None:

@@ -1,7 +1,7 @@
 """A policy with one secret in every kind of slot, for tests that ask for it elsewhere.
 
-`BOUND` hosts may have it, `UNBOUND` ones are allowed and may not. `policy_in` writes the file where
-CMD cannot.
+web, h2 and ws.lab.test may have it; the other hosts are allowed and may not. `policy_in` writes the
+file where CMD cannot.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 TOKEN: Final = "LAB_TOKEN"
 LONGER: Final = "LAB_TOKEN_2"
 """Another secret, whose placeholder begins with the first one's. Bound to `api.lab.test` alone."""
-BOUND: Final = ("web.lab.test", "h2.lab.test", "ws.lab.test")
-UNBOUND: Final = ("other.test", "api.lab.test")
 
 _POLICY: Final = """\
 version: 1

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import copy
 from ipaddress import ip_address
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from netns_runtime.errors import StepError
+from netns_runtime.firewall import nft
 from netns_runtime.firewall.nft import canonical
 from netns_runtime.firewall.ruleset import COUNTERS, REASONS, gateway_ruleset
 
@@ -114,3 +119,17 @@ def test_a_missing_rule_a_changed_policy_and_a_changed_port_are_differences() ->
                     if part.get("match", {}).get("right") == 3128:
                         part["match"]["right"] = 3129
         assert canonical(objects) != expected, change
+
+
+def test_rules_that_are_not_there_are_not_blamed_on_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = "Error: No such file or directory\nlist counters table inet netns_runtime\n     ^^^^^\n"
+    binding = SimpleNamespace(cmd=lambda _: (1, "", said))
+    monkeypatch.setattr(nft, "_open", lambda: binding)
+    with pytest.raises(StepError) as absent:
+        nft.read_counters()
+    assert "still starting, or has lost its rules" in str(absent.value)
+    assert "^" not in str(absent.value)
+    with pytest.raises(StepError, match="the kernel needs nf_tables"):
+        nft.read_ruleset()
