@@ -10,6 +10,8 @@ import json
 import shlex
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.clients import trust
@@ -133,6 +135,24 @@ class Demo:
         counted = [line.get("count") for line in result.events("sandbox.exited")]
         self.check("the same in the audit at the end", counted == [times])
 
+    def explained(self) -> None:
+        say("\n7. Why, and a page about it")
+        with tempfile.TemporaryDirectory() as directory:
+            audit, page = f"{directory}/audit.jsonl", f"{directory}/page.html"
+            options = ("--allow", "web.lab.test", "--audit", audit)
+            self.show(options, ["curl", "-sSo", "/dev/null", "https://other.test/"])
+            for words in (
+                ("why", "other.test", "--from", audit),
+                ("report", audit, "-o", page),
+            ):
+                say(f"  $ netns-debug {shlex.join(words)}")
+                told = netns_debug(*words)
+                say(indent((told.stdout + told.stderr).rstrip()))
+                if words[0] == "why":
+                    self.check("it says what would allow it", "--allow other.test" in told.stdout)
+            text = Path(page).read_text(encoding="utf-8") if told.returncode == 0 else ""
+            self.check("the page has the refusal and its remedy", "--allow other.test" in text)
+
 
 def main() -> int:
     say("netns_runtime: what a sandbox lets out, and what it refuses")
@@ -142,7 +162,7 @@ def main() -> int:
             demo = Demo(lab)
             for step in (
                 *(demo.allowed, demo.unlisted, demo.redirected, demo.secret),
-                *(demo.direct, demo.counted),
+                *(demo.direct, demo.counted, demo.explained),
             ):
                 step()
     except LabError as error:

@@ -200,8 +200,9 @@ def _facts(record: state.Record, found: InForce) -> tuple[tuple[str, str], ...]:
 def _summary(target: str, stories: Sequence[Story], size: int) -> str:
     refused = sum(len(story.refusals) for story in stories)
     failed = sum(story.totals.sockets_failed for story in stories)
+    kinds = "1 kind" if refused == 1 else f"{refused} kinds"
     return (
         f"{shown(target)}: {size_of(size)}, {len(stories)} "
-        f"{'sandbox' if len(stories) == 1 else 'sandboxes'}, {refused} kinds of refusal, "
-        f"{failed} failed WebSockets"
+        f"{'sandbox' if len(stories) == 1 else 'sandboxes'}, {kinds} of refusal, "
+        f"{failed} failed {'WebSocket' if failed == 1 else 'WebSockets'}"
     )
