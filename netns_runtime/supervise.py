@@ -102,7 +102,7 @@ class Supervisor:
         interval = NFT_INTERVAL[self._registration is not None]
         with self._selector as selector:
             selector.register(self._child, selectors.EVENT_READ, self._on_child)
-            selector.register(self._proxy, selectors.EVENT_READ, self._on_proxy)
+            selector.register(self._proxy, selectors.EVENT_READ, self._on_proxy_ready)
             selector.register(self._control, selectors.EVENT_READ, self._on_request)
             if self._registration is not None:
                 selector.register(self._registration, selectors.EVENT_READ, self._on_refusals)
@@ -142,6 +142,12 @@ class Supervisor:
             self._status = event.status
         elif isinstance(event, Failed):
             raise StepError(f"sandbox: {event.message}", remedy="see netns-debug doctor")
+
+    def _on_proxy_ready(self) -> None:
+        # Refusals that were ready in the same look have caught up with it, and may have read all:
+        # to wait here for its next word would be to wait for good.
+        if select.select([self._proxy], [], [], 0)[0]:
+            self._on_proxy()
 
     def _on_proxy(self) -> None:
         message = self._proxy.receive()

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime import __version__, state
-from netns_runtime.cli.text import columns, internal_error, pairs, say, say_json, settle
+from netns_runtime.cli.text import columns, internal_error, pairs, printable, say, say_json, settle
 from netns_runtime.counts import counts_of
 from netns_runtime.errors import EXIT_FAILED, NetnsError, UsageError
 
@@ -164,11 +164,27 @@ def _list(words: list[str], as_json: bool) -> int:
         )
         for record in records
     ]
-    table = columns(("NAME", "PID", "UID", "STARTED", "PROBE", "COMMAND"), rows)
-    width = shutil.get_terminal_size().columns
-    is_terminal = sys.stdout.isatty()
-    say("\n".join(line[:width] if is_terminal else line for line in table.splitlines()))
+    say(_fitting(columns(("NAME", "PID", "UID", "STARTED", "PROBE", "COMMAND"), rows)))
     return 0
+
+
+def _fitting(table: str) -> str:
+    """A table's lines, cut to the terminal where there is one; a program gets them whole."""
+    if not sys.stdout.isatty():
+        return table
+    width = shutil.get_terminal_size().columns
+    return "\n".join(line[:width] for line in table.splitlines())
+
+
+def _wrapped(values: dict[str, Any]) -> str:
+    """As `pairs`, with long values on as many lines as they need."""
+    from netns_runtime.debug.text import Page
+
+    page, width = Page(), max(map(len, values)) + 2
+    return "\n".join(
+        page.paragraph(printable(value), indent=key.ljust(width), hanging=" " * width)
+        for key, value in values.items()
+    )
 
 
 def _show(words: list[str], as_json: bool) -> int:
@@ -189,7 +205,7 @@ def _show(words: list[str], as_json: bool) -> int:
     from netns_runtime.supplied import told
 
     fields |= {f"secret {entry['name']}": told(entry) for entry in secrets}
-    say(pairs({**fields, **{f"refused {key}": value for key, value in totals.items()}}))
+    say(_wrapped({**fields, **{f"refused {key}": value for key, value in totals.items()}}))
     return 0
 
 
@@ -214,7 +230,8 @@ def _stats(words: list[str], as_json: bool) -> int:
             )
             for entry in found["destinations"]
         ]
-        say(columns(("COUNT", "REASON", "ADDRESS", "PORT", "LAST BY", "PID", "COUNTED BY"), rows))
+        header = ("COUNT", "REASON", "ADDRESS", "PORT", "LAST BY", "PID", "COUNTED BY")
+        say(_fitting(columns(header, rows)))
     return 0
 
 

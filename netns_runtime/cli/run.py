@@ -10,11 +10,15 @@ import errno
 import os
 import signal
 import sys
+from typing import Final
 
 from netns_runtime import __version__
 from netns_runtime.cli.options import USAGE, parse_command_line
 from netns_runtime.cli.text import internal_error, settle
-from netns_runtime.errors import EXIT_FAILED, NetnsError
+from netns_runtime.errors import EXIT_FAILED, NetnsError, UsageError
+
+ROOM: Final = 800
+"""With more descriptors open, a launch may get numbers beyond select's FD_SETSIZE (1024)."""
 
 
 def main(*, inspect: bool = False) -> int:
@@ -23,7 +27,6 @@ def main(*, inspect: bool = False) -> int:
 
 
 def _status(inspect: bool) -> int:
-    _fill_streams()
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         # Inherited, it would have the kernel reap our children unseen.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -31,6 +34,7 @@ def _status(inspect: bool) -> int:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     try:
+        _fill_streams()
         return _run(sys.argv[1:], inspect)
     except NetnsError as error:
         from netns_runtime.supervise import complain
@@ -66,6 +70,12 @@ def _fill_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    inherited = len(os.listdir("/proc/self/fd"))
+    if inherited > ROOM:
+        raise UsageError(
+            f"{inherited} open descriptors were inherited, and a launch can have {ROOM}",
+            remedy="have whoever starts netns-run close them, or set close-on-exec",
+        )
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as we live

@@ -29,6 +29,7 @@ from netns_runtime.debug.vitals import (
     proxy,
     resolver,
     trust,
+    unregistered,
     uplink,
 )
 from netns_runtime.errors import NetnsError, UsageError
@@ -48,7 +49,8 @@ exit status: 0; 1 where something has failed; 125 for any error
 """
 PATIENCE: Final = 3.0
 CHECKS: Final[tuple[Callable[[Looked], Finding | list[Finding]], ...]] = (
-    *(command, proxy, dns, links, gateway, probe, trust, clock, uplink, resolver, firewall),
+    *(command, proxy, dns, links, gateway, probe, unregistered),
+    *(trust, clock, uplink, resolver, firewall),
 )
 _COLOURS: Final = {"ok": "green", "fail": "red", "warn": "yellow", "unknown": "yellow"}
 

@@ -20,6 +20,7 @@ from netns_runtime.wire.path import normalise_target
 if TYPE_CHECKING:
     from netns_runtime.debug.evidence import Event, Evidence
 
+_LOOKED_INTO: Final = frozenset({"http", "https", "h2"})
 # What report mode lets pass and only an endpoint that says so can allow.
 _RAW: Final = frozenset({"sni_missing", "ech_unverifiable", "http_unverifiable"})
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]{1,64}")  # RFC 9110, 5.6.2; `*` is a glob
@@ -81,6 +82,8 @@ class _Flow:
     requests: list[Request] = field(default_factory=list)
     has_refused: bool = False
     moved: bool = True
+    is_cut: bool = False
+    """Its requests are looked into, and the evidence ends before any: what it asked is unknown."""
 
 
 def seen_of(evidence: Evidence) -> Learned:
@@ -102,7 +105,7 @@ def seen_of(evidence: Evidence) -> Learned:
             flow = flows.setdefault((str(event.get("sandbox", "")), number), _Flow())
             _follow(flow, event, found)
     for flow in flows.values():
-        if flow.seen is None:
+        if flow.seen is None or (flow.is_cut and not flow.requests):
             continue
         # Whose every request was refused: the connection alone would be allowed whatever it asks.
         if not flow.requests and not flow.has_refused:
@@ -126,6 +129,7 @@ def _follow(flow: _Flow, event: Event, found: Learned) -> None:
         exe = event.get("exe")
         exe = exe if isinstance(exe, str) else None
         flow.seen = Seen(host, port, exe, is_raw=reason in _RAW)
+        flow.is_cut = event.get("protocol") in _LOOKED_INTO
     elif name == "http.request":
         method = str(event.get("method", ""))
         request = None if event.get("action") == "refuse" else _request_of(event, method)
@@ -136,6 +140,7 @@ def _follow(flow: _Flow, event: Event, found: Learned) -> None:
             flow.requests.append(request)
     elif name == "flow.closed":
         flow.moved = bool(event.get("bytes_out") or event.get("bytes_in"))
+        flow.is_cut = False
     elif name == "ws.closed" and flow.requests and flow.requests[-1].is_websocket:
         sends = bool(event.get("messages_out"))
         flow.requests[-1] = replace(flow.requests[-1], sends=sends)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from netns_runtime.control import ask
-from netns_runtime.counts import counts_of
+from netns_runtime.counts import counts_of, unregistered_of
 from netns_runtime.debug.exposition import Family
 from netns_runtime.errors import NetnsError
 from netns_runtime.firewall.ruleset import REASONS
@@ -46,9 +46,13 @@ FAMILIES: Final[dict[str, tuple[Kind, str]]] = {
         "counter",
         "Refused connects that are counted but were not told as events of their own.",
     ),
+    "netns_unregistered_refused_connects_total": (
+        "counter",
+        "Connects the probe refused from namespaces that no sandbox has; of all sandboxes.",
+    ),
     "netns_dns_refused_lookups_total": (
         "counter",
-        "Names refused by policy DNS, by reason; repetitions are added within minutes.",
+        "Lookups refused by policy DNS, by reason; A and AAAA of a name are one.",
     ),
     "netns_dns_names_answered_total": ("counter", "Different names answered by policy DNS."),
     "netns_decisions_total": (
@@ -122,8 +126,10 @@ def families_of(records: Iterable[Record]) -> list[Family]:
     """All families, filled for these sandboxes."""
     found = {name: Family(name, kind, about) for name, (kind, about) in FAMILIES.items()}
     number = 0
+    pins = set()
     for record in records:
         number += 1
+        pins |= {record.pins} if record.pins else set()
         labels = {"sandbox": record.name}
         found["netns_sandbox_info"].add(1, {**labels, "probe": record.probe})
         _add_start(found, record, labels)
@@ -132,6 +138,9 @@ def families_of(records: Iterable[Record]) -> list[Family]:
         _add_processes(found, record, labels)
         _add_cgroup(found, Path(record.cgroup), labels)
     found["netns_sandboxes"].add(number, {})
+    if pins:
+        unregistered = sum(map(unregistered_of, pins))
+        found["netns_unregistered_refused_connects_total"].add(unregistered, {})
     return list(found.values())
 
 

@@ -255,7 +255,10 @@ class Tracer:
         refused = self.last.get("count", 0) - self.base.get("count", 0)
         if refused > self.told and refused != self._said and not self.as_json:
             self._said = refused
-            say(self.page.paint(f"-- {self._total()}", "yellow"))
+            say(self.page.paint(self._total_lines(), "yellow"))
+
+    def _total_lines(self) -> str:
+        return self.page.paragraph(f"-- {self._total()}", hanging="   ")
 
     def _total(self) -> str:
         text = total_line(self.last, self.base, self.told, self.unwanted)
@@ -275,7 +278,7 @@ class Tracer:
         if found.get("count", 0) > ended:
             self.last = found
         if not self.as_json:
-            say(self.page.paint(f"-- {self._total()}", "bold"))
+            say(self.page.paint(self._total_lines(), "bold"))
             return
         refused = self.last.get("count", 0) - self.base.get("count", 0)
         totals = {

@@ -97,7 +97,7 @@ def lines_of(
     """The event for a person."""
     kind = str(event.get("event", ""))
     if kind.startswith("sandbox."):
-        return [page.paint(_of_sandbox(event), "bold")]
+        return [page.paint(page.paragraph(_of_sandbox(event), hanging=" " * 13), "bold")]
     label, styles = _LABELS[action_of(event)]
     lead = f"{clock_of(event)} {label:<7} {shown(_SHORT.get(kind, kind), 12):<7} "
     what = f"{who_of(event)} -> {_place(event)}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from netns_runtime import layout
-from netns_runtime.counts import counts_of
+from netns_runtime.counts import counts_of, unregistered_of
 from netns_runtime.debug import places
 from netns_runtime.debug.hostfirewall import concerns_of
 from netns_runtime.errors import NetnsError
@@ -75,10 +75,11 @@ def command(looked: Looked) -> Finding:
     record = looked.record
     if looked.enter is None:
         state = places.state_of(record.supervisor)
+        so_is = f", as its command (pid {record.pid}) is" if _is_stopped(record.pid) else ""
         return Finding(
             "supervisor",
             "fail",
-            f"netns-run (pid {record.supervisor}) does not answer: it {state}",
+            f"netns-run (pid {record.supervisor}) does not answer: it {state}{so_is}",
             "kill -CONT it" if state == "is stopped" else "kill it; netns-debug gc cleans up",
         )
     inside = Path(record.cgroup, "cgroup.procs").read_text(encoding="ascii").split()
@@ -87,26 +88,34 @@ def command(looked: Looked) -> Finding:
     return Finding("command", "warn" if state == "is stopped" else "ok", detail)
 
 
+def _is_stopped(pid: int | None) -> bool:
+    return places.state_of(pid) == "is stopped"
+
+
 def proxy(looked: Looked) -> Finding:
     """Whether the proxy answers its supervisor, and accepts where the sandbox reaches it."""
     from netns_runtime.control import ask
 
     record = looked.record
-    began = time.monotonic()
-    try:
-        ask(record.name, {"command": "tallies"}, DEADLINE)
-    except NetnsError:
-        state = places.state_of(record.proxy)
-        remedy = "kill -CONT it" if state == "is stopped" else "start the sandbox again"
-        return Finding("proxy", "fail", f"pid {record.proxy} does not answer: it {state}", remedy)
-    took = (time.monotonic() - began) * 1000
+    # Its answers come by way of the supervisor, which may be what is ill.
+    answers = "is not asked: its supervisor does not answer"
+    if looked.enter is not None:
+        began = time.monotonic()
+        try:
+            ask(record.name, {"command": "tallies"}, DEADLINE)
+        except NetnsError:
+            state = places.state_of(record.proxy)
+            remedy = "kill -CONT it" if state == "is stopped" else "start the sandbox again"
+            detail = f"pid {record.proxy} does not answer: it {state}"
+            return Finding("proxy", "fail", detail, remedy)
+        answers = f"answers in {(time.monotonic() - began) * 1000:.0f} ms"
     where = (str(layout.GATEWAY_IPV4), layout.PROXY_PORT)
     try:
         _inside(record.sandbox_ns, lambda: socket.create_connection(where, DEADLINE).close())
     except OSError as error:
         what = f"{where[0]}:{where[1]} cannot be reached from inside: {error.strerror or error}"
         return Finding("proxy", "fail", what, "start the sandbox again")
-    detail = f"pid {record.proxy} answers in {took:.0f} ms; {where[0]}:{where[1]} accepts"
+    detail = f"pid {record.proxy} {answers}; {where[0]}:{where[1]} accepts"
     return Finding("proxy", "ok", detail)
 
 
@@ -174,6 +183,24 @@ def _rules_of(objects: list[Any]) -> list[Any]:
 def _table_of(entry: dict[str, Any]) -> str:
     (value,) = entry.values()
     return str(value.get("table", ""))
+
+
+def unregistered(looked: Looked) -> list[Finding]:
+    """What the probe refused and no sandbox's counts have; nothing to say without a probe."""
+    if not looked.record.pins:
+        return []
+    count = unregistered_of(looked.record.pins)
+    what = f"{count} connects" if count != 1 else "1 connect"
+    detail = f"{what} refused that no sandbox's counts have, since the probe was loaded"
+    if not count:
+        return [Finding("unregistered", "ok", detail)]
+    return [Finding("unregistered", "warn", detail, _UNREGISTERED)]
+
+
+_UNREGISTERED: Final = (
+    "a process in a sandbox's cgroup had another network namespace, or its netns-run was killed; "
+    "netns-debug gc removes what killed ones left"
+)
 
 
 def probe(looked: Looked) -> Finding:

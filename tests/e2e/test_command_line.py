@@ -184,6 +184,19 @@ def test_bad_input_is_one_line_and_125(options: list[str], named: str) -> None:
     assert named in done.stderr
 
 
+def test_more_descriptors_than_a_launch_can_have_are_one_line_and_125() -> None:
+    script = (
+        "import os, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))\n"
+        "for number in range(10, 1100): os.dup2(0, number, inheritable=True)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    words = [PYTHON, "-c", script, NETNS_RUN, "--", "true"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, one_line(done.stderr)) == (125, True), done
+    assert "descriptors were inherited" in done.stderr
+
+
 def test_no_command_is_one_line_and_125() -> None:
     done = call(NETNS_RUN)
     assert done.returncode == 125

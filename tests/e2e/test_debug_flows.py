@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
+from tests.support import world
 from tests.support.lab import CHECKOUT
 from tests.support.run import PYTHON, Running, netns_debug
 
@@ -84,6 +87,56 @@ def test_shows_a_websocket_s_messages_and_last_ping(lab: Lab, tmp_path: Path) ->
         (row,) = flows(name)
         assert (row["state"], row["websocket"], row["code"]) == ("closed", "closed", 1000)
         assert running.wait(given=b"").status == 0
+
+
+# Echoes a line of its own over one connection for each line that it is given.
+TALKER = """
+import socket, sys
+sock = socket.create_connection(("v4.lab.test", 7), 10)
+for line in sys.stdin:
+    sock.sendall(line.encode())
+    print(sock.recv(100).decode().strip(), flush=True)
+"""
+
+
+def test_counts_what_had_to_be_sent_again_and_on_which_side(lab: Lab) -> None:
+    """Packets to the server are lost in the lab for a moment; the sandbox's side loses none."""
+    name = "debug-flows-lost"
+    into = ["nsenter", f"--net={lab.internet}", "nft"]
+    lose = (
+        "add table inet lost; add chain inet lost in { type filter hook input priority 0; }; "
+        f"add rule inet lost in ip daddr {world.WEB_IPV4} tcp dport {world.ECHO_PORT} drop"
+    )
+    with Running(
+        *("--name", name, "--allow", "v4.lab.test:7"),
+        cmd=[PYTHON, "-u", "-c", TALKER],
+        lab=lab,
+        stdin=subprocess.PIPE,
+    ) as running:
+        running.tell("first")
+        assert running.line() == "first\n"
+        assert retransmits(name) == (0, 0)
+        subprocess.run([*into, lose], check=True)
+        try:
+            running.tell("second")
+            deadline = time.monotonic() + 10
+            while retransmits(name)[1] < 2:
+                assert time.monotonic() < deadline
+        finally:
+            subprocess.run([*into, "delete table inet lost"], check=True)
+        assert running.line() == "second\n", "it arrived in the end"
+        client, upstream = retransmits(name)
+        assert (client, upstream >= 2) == (0, True)
+        told = netns_debug("flows", name).stdout.replace("\n      ", " ")
+        assert re.search(rf"upstream rtt [\d.]+ ms, {upstream} retransmitted", told), told
+        assert told.count("retransmitted") == 1
+        assert running.wait(given=b"").status == 0
+
+
+def retransmits(name: str) -> tuple[int, int]:
+    """Towards the client and towards upstream."""
+    (row,) = flows(name, "--interval", "0")
+    return row["client"]["retransmits"], row["upstream"]["retransmits"]
 
 
 def test_a_bad_interval_is_one_line() -> None:

@@ -161,6 +161,47 @@ def test_learns_from_an_audit_and_shows_the_difference(lab: Lab, tmp_path: Path)
     assert "+ web.lab.test:80  GET /echo/users/1234" in told.stdout
 
 
+def test_an_audit_that_is_cut_or_of_a_newer_version_teaches_what_can_be_read_and_says_so(
+    lab: Lab, tmp_path: Path
+) -> None:
+    audit = tmp_path / "audit.jsonl"
+    netns_run("--report", "--audit", str(audit), cmd=fetch(REQUESTS[0], REQUESTS[2]), lab=lab)
+    whole = audit.read_bytes()
+    both = [b'- allow: {method: GET, path: "/echo/users/*"}']
+    both.append(b"- allow: {method: POST, path: /echo/users}")
+    rules, text = learned_from(audit)
+    assert (rules, b"# Note" in text) == (both, False)
+    lines = whole.splitlines(keepends=True)
+    (last,) = [n for n, line in enumerate(lines) if b'"POST"' in line]
+    # As a full disk leaves it: in the middle of the line of the second request.
+    audit.write_bytes(b"".join(lines[:last]) + lines[last][:60])
+    rules, text = learned_from(audit)
+    assert rules == both[:1], "the second's connection is known, and does not widen it"
+    assert b"# Note: the last line is cut off in the middle; it is left out\n" in text
+    # A newer version's: an event and a field that nobody knows, among those that we do.
+    newer = b'{"event": "quic.opened", "time": "2030-01-01T00:00:00Z", "host": "q.test"}\n'
+    added = [line.replace(b'{"event"', b'{"hue": {"a": [1]}, "event"', 1) for line in lines]
+    audit.write_bytes(b"".join(added) + newer)
+    rules, text = learned_from(audit)
+    assert rules == both
+    assert b"# Note: 1 events are of a newer version (quic.opened)\n" in text
+    assert b"q.test" not in text
+    as_json = json.loads(netns_debug("learn", "--from", str(audit), "--json").stdout)
+    assert as_json["notes"] == ["1 events are of a newer version (quic.opened)"]
+
+
+def learned_from(audit: Path) -> tuple[list[bytes], bytes]:
+    """The lines that allow requests, and the whole policy, which loads."""
+    told = netns_debug("learn", "--from", str(audit))
+    assert told.returncode == 0, told.stderr
+    policy = audit.with_name("learned.yaml")
+    policy.write_text(told.stdout)
+    judged = netns_debug("why", "web.lab.test:80", "--policy", str(policy), "--json")
+    assert json.loads(judged.stdout)["stops_at"] is None, judged
+    text = told.stdout.encode()
+    return [line.strip() for line in text.splitlines() if b"allow:" in line], text
+
+
 def test_an_interrupt_is_the_commands_and_what_it_did_until_then_is_learned(lab: Lab) -> None:
     script = (
         "getent hosts wild.test; trap 'echo caught; exit 3' INT TERM; while :; do sleep 0.1; done"

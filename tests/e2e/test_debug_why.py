@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support import world
-from tests.support.run import Running, netns_debug, netns_run
+from tests.support.debug_shell import CURL, PAST, Shell, why
+from tests.support.run import netns_debug, netns_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +34,6 @@ network_policies:
       - {host: web.lab.test, port: 443, tls: terminate}
       - {host: web.lab.test, ports: [80, 9, 7004]}
       - {host: private.lab.test, port: 80}
-      - {host: metadata.lab.test, port: 80}
       - {host: blackhole.lab.test, port: 80}
       - {host: unreachable.lab.test, port: 80}
       - {host: servfail.lab.test, port: 80}
@@ -43,8 +44,6 @@ network_policies:
     endpoints:
       - {host: other.test, port: 80}
 """
-CURL = "curl -s -o /dev/null -m 8"
-PAST = f"{CURL} --noproxy '*'"
 
 
 @dataclass(frozen=True)
@@ -171,44 +170,16 @@ def policy(tmp_path: Path) -> str:
     return str(path)
 
 
-class Shell:
-    """A sandbox whose CMD runs what it is told, and is asked about."""
-
-    def __init__(self, lab: Lab, name: str, *options: str) -> None:
-        self.name = name
-        words = ["sh", "-c", 'while read line; do eval "$line"; echo "done $?"; done']
-        self.running = Running(*options, "--name", name, cmd=words, lab=lab, stdin=subprocess.PIPE)
-
-    def do(self, command: str) -> int:
-        self.running.tell(f"{command} </dev/null")
-        return int(self.running.line().split()[1])
-
-    def why(self, *words: str) -> dict[str, Any]:
-        return why(*words, "--sandbox", self.name)
-
-
 @pytest.fixture
 def shell_of(lab: Lab) -> Iterator[Any]:
-    shells: list[Shell] = []
+    with ExitStack() as stack:
+        numbers = count()
 
-    def start(*options: str) -> Shell:
-        shells.append(Shell(lab, f"why-{os.getpid()}-{len(shells)}", *options))
-        shells[-1].running.__enter__()
-        shells[-1].do(":")
-        return shells[-1]
+        def start(*options: str) -> Shell:
+            name = f"why-{os.getpid()}-{next(numbers)}"
+            return stack.enter_context(Shell(lab, name, *options))
 
-    yield start
-    for shell in shells:
-        shell.running.tell("exit 0")
-        shell.running.process.wait(10)
-        shell.running.__exit__()
-
-
-def why(*words: str) -> dict[str, Any]:
-    said = netns_debug("why", *words, "--json")
-    assert said.returncode == 0, said.stderr
-    found: dict[str, Any] = json.loads(said.stdout)
-    return found
+        yield start
 
 
 def question_of(fault: Fault) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from netns_runtime.debug import doctor, places
+from netns_runtime.debug import doctor, places, vitals
 from netns_runtime.debug.hostfirewall import concerns_of
 from netns_runtime.debug.text import Page
 from netns_runtime.debug.vitals import Finding, Looked
@@ -121,6 +122,27 @@ def test_what_is_no_certificate_is_left_out() -> None:
 def test_a_process_that_has_ended_is_told_as_such() -> None:
     assert places.state_of(None) == "has ended"
     assert places.state_of(os.getpid()) == "runs"
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict", "words"),
+    [
+        (0, "ok", "UTC, synchronised"),
+        (5, "warn", "the kernel does not know it to be synchronised"),
+        (-1, "unknown", "synchronised or not is unknown"),
+    ],
+)
+def test_a_clock_that_is_not_kept_right_is_named(
+    monkeypatch: pytest.MonkeyPatch, state: int, verdict: str, words: str
+) -> None:
+    """What adjtimex(2) answers: TIME_OK, TIME_ERROR, or an error of the call."""
+    libc = SimpleNamespace(adjtimex=lambda _: state)
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: libc)
+    own = Looked(None, {"pid": os.getpid()}, None)  # type: ignore[arg-type]
+    found = vitals.clock(own)
+    assert (found.check, found.verdict) == ("clock", verdict)
+    assert words in found.detail
+    assert bool(found.remedy) is (verdict == "warn")
 
 
 def test_a_check_that_breaks_is_unknown_and_one_that_fails_fails(

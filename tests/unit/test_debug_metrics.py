@@ -11,6 +11,7 @@ from netns_runtime.debug.exposition import Family, exposition_of
 from netns_runtime.debug.measures import FAMILIES, add_told
 from netns_runtime.debug.metrics import parsed
 from netns_runtime.errors import UsageError
+from netns_runtime.proxy.dnsaudit import Refused, RefusedNames
 from netns_runtime.proxy.tallies import BUCKETS, LABEL_SETS, Tallies
 
 
@@ -130,6 +131,38 @@ def test_all_that_the_proxy_tells_has_a_family_and_the_unknown_is_passed_over() 
     assert 'netns_websockets_opened_total{sandbox="s"} 1\n' in text
     assert 'netns_http_response_delay_seconds_count{sandbox="s"} 1\n' in text
     assert "newer" not in text
+
+
+def test_refused_lookups_count_before_they_are_told_and_once() -> None:
+    """What repeats has no line for minutes; the count is exact at every scrape."""
+    audit = Lines()
+    names = RefusedNames(audit, lambda: 0.0)  # type: ignore[arg-type]
+    tallies = Tallies()
+    tallies.untold = names.untold
+    refused = Refused("a.test", 1, "name_not_allowed", "no rule")
+    assert names.note(refused)
+    names.tell(refused, None, "udp")
+    for _ in range(3):
+        assert not names.note(refused)
+    for event in audit.events:
+        tallies.take(event)
+    wanted = [["dns_refused", ["name_not_allowed"], 4]]
+    assert told(tallies)["counts"] == wanted
+    audit.events.clear()
+    names.flush(everything=True)
+    for event in audit.events:
+        tallies.take(event)
+    assert told(tallies)["counts"] == wanted
+
+
+class Lines:
+    """An audit that keeps its events."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def write(self, event: str, **fields: Any) -> None:
+        self.events.append({"event": event, **fields})
 
 
 @pytest.mark.parametrize(

@@ -265,3 +265,58 @@ def test_a_request_is_judged_by_its_rules() -> None:
     assert (found.stops_at, found.is_observed) == ("traffic", False)
     assert "{method: DELETE, path: /ok}" in found.changes[0]
     assert explained(host="api.test", request=Asked("GET", "/ok")).stops_at is None
+
+
+SOCKET = {**flow(), "protocol": "websocket", "method": "GET"}
+
+
+def websocket(number: int, path: str, *ends: dict[str, Any], status: int = 101) -> list[Any]:
+    """The events of one WebSocket, in order; `ends` are those after its handshake."""
+    base = {**SOCKET, "flow": number, "path": path}
+    request = event("http.request", number, status=status, said_by="upstream", **base)
+    about = {key: base[key] for key in ("flow", "host", "port", "address", "protocol")}
+    rest = [event(end["kind"], number, **about) | end for end in ends]
+    return [decided(**about), request, *rest]
+
+
+OPENED = {"kind": "ws.opened"}
+
+
+def closed_with(code: int, said_by: str = "upstream", **more: Any) -> dict[str, Any]:
+    return {"kind": "ws.closed", "code": code, "said_by": said_by, **more}
+
+
+@pytest.mark.parametrize(
+    ("ends", "outcome", "key", "value"),
+    [
+        ((OPENED, closed_with(4004, detail="no")), "failed", "code", 4004),
+        ((OPENED, closed_with(1000)), "passed", "code", 1000),
+        ((OPENED,), "open", "status", 101),
+        (({"kind": "flow.closed", "reason": "connection_terminated"},), "failed", "status", 101),
+    ],
+    ids=["closed with a code", "ended well", "still open", "relayed, and cut"],
+)
+def test_a_websocket_is_one_attempt_with_its_own_path_and_end(
+    ends: tuple[dict[str, Any], ...], outcome: str, key: str, value: int
+) -> None:
+    events = websocket(1, "/other", OPENED, closed_with(1006)) + websocket(2, "/mine", *ends)
+    [_, mine] = attempts_of(events)
+    assert (mine.outcome, mine.get(key)) == (outcome, value)
+    assert (mine.get("method"), mine.get("path")) == ("GET", "/mine")
+    assert mine.step == ("traffic" if outcome == "failed" else None)
+
+
+def test_a_message_that_policy_refused_is_not_excused_by_its_handshake() -> None:
+    """The policy allows the GET of the upgrade; what the message said is not on record."""
+    refusal = {"action": "refuse", "reason": "http_request_denied", "rule": "one (p.yaml:2)"}
+    ends = (OPENED, closed_with(1008, "policy", remedy="add a line", **refusal))
+    found = explained(*websocket(1, "/x", *ends), request=Asked("GET", "/x", (), True))
+    assert (found.stops_at, found.said_by, found.is_observed) == ("traffic", "policy", True)
+    assert found.changes == ("add a line",)
+
+
+def test_a_switch_that_upstream_made_wrongly_is_upstream_s_and_not_the_client_s_close() -> None:
+    events = websocket(1, "/x", OPENED, closed_with(1006, "sandbox"))
+    events[1] |= {"reason": "http_upgrade_failed", "detail": "no Sec-WebSocket-Accept"}
+    found = explained(*events)
+    assert (found.said_by, found.cause) == ("upstream", "no Sec-WebSocket-Accept")

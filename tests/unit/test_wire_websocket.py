@@ -549,7 +549,10 @@ def test_any_bytes_give_frames_or_a_frame_error_and_the_same_however_cut(
     assert outcome([*parts, rest]) == outcome([data])
 
 
-@given(st.lists(st.tuples(st.text(max_size=300), st.integers(0, 4)), max_size=20), st.data())
+SAID = st.text(max_size=300).filter(lambda text: "refuse" not in text)
+
+
+@given(st.lists(st.tuples(SAID, st.integers(0, 4)), max_size=20), st.data())
 def test_whatever_is_said_arrives_with_its_placeholders_replaced(
     said: list[tuple[str, int]], draw: st.DataObject
 ) -> None:
