@@ -102,6 +102,7 @@ def _ipv6() -> str:
 def _probe() -> str:
     from netns_runtime.probes.pins import ensure_probe
 
+    cgroup.hierarchies()
     with ensure_probe() as probe:
         return f"loaded, pinned in {probe.directory}"
 

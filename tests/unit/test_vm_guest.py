@@ -13,7 +13,7 @@ from netns_runtime.errors import StepError
 from tests.vm import box, report, suite, tools, userland
 from tests.vm.__main__ import fill, parse, rows_of
 from tests.vm.archive import mirror_of, source_lines
-from tests.vm.cache import built, complaint, key_of, place_of, require_space
+from tests.vm.cache import built, complaint, key_of, place_of, remove_older, require_space
 from tests.vm.guest import Machine, Outcome, judge, words_of
 from tests.vm.image import Boot
 from tests.vm.job import settings_text
@@ -77,9 +77,11 @@ def test_a_device_without_the_processor_s_flag_is_no_kvm(flags: str) -> None:
     assert not tools.has_kvm(f"flags\t\t: {flags}\n")
 
 
-def done(kind: str = "ended", status: int | None = 0, **counts: int) -> report.Done:
+def done(
+    kind: str = "ended", status: int | None = 0, release: str = "6.12.1-amd64", **counts: int
+) -> report.Done:
     outcome = Outcome(kind, status, 61.0, "why", "last line")  # type: ignore[arg-type]
-    return report.Done(suite.Row("6.12"), "6.12.1-amd64", "trixie", outcome, {}, counts)
+    return report.Done(suite.Row("6.12"), release, "trixie", outcome, {}, counts)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +118,27 @@ def test_a_crash_is_an_error_in_the_xml_though_tests_had_passed() -> None:
 
 
 def test_the_table_has_a_line_for_each_row_and_fits_between_its_markers() -> None:
-    table = report.table([done(tests=3), done("panicked", None)])
+    rows = [done(tests=3), done("panicked", None, release="6.18.1-amd64")]
+    table = report.table(rows)
     assert table.count("\n") == 4
     assert len({len(line) for line in table.splitlines()}) == 1
     page = "before\n<!-- matrix -->\nold\n<!-- /matrix -->\nafter\n"
-    assert fill(page, table) == f"before\n<!-- matrix -->\n{table}<!-- /matrix -->\nafter\n"
-    assert fill(fill(page, table), table) == fill(page, table)
+    assert fill(page, rows) == f"before\n<!-- matrix -->\n{table}<!-- /matrix -->\nafter\n"
+    assert fill(fill(page, rows), rows) == fill(page, rows)
     with pytest.raises(StepError, match="markers"):
-        fill("no table here", table)
+        fill("no table here", rows)
+
+
+def test_a_row_that_ran_again_takes_its_own_place_and_the_others_stay() -> None:
+    releases = ("6.1.0-50-amd64", "6.12.1+deb13-amd64", "6.12.1+deb13-cloud-amd64")
+    before = report.table([done(tests=3, release=release) for release in releases])
+    again = report.table([done(tests=4, release="6.12.2+deb13-amd64")], before)
+    assert [line.split()[1] for line in again.splitlines()[2:]] == [
+        releases[0],
+        "6.12.2+deb13-amd64",
+        releases[2],
+    ]
+    assert report.table([], before) == before
 
 
 def test_without_names_every_default_kernel_is_a_row_and_a_fallback_needs_one() -> None:
@@ -187,6 +202,15 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_starts_anew(tmp_path: Pa
     (tmp_path / "image.partial").write_text("of a process that was killed")
     assert built(tmp_path / "image", lambda made: made.mkdir()).is_dir()
     assert built(tmp_path / "image", fails).is_dir()
+
+
+def test_what_other_inputs_made_goes_and_other_userlands_stay(tmp_path: Path) -> None:
+    for name in ("trixie-1.img", "trixie-2.img", "trixie+apparmor-1.img", "trixie-3.img.partial"):
+        (tmp_path / name).touch()
+    remove_older(tmp_path, "trixie-*.img*", tmp_path / "trixie-2.img")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("trixie-2.img", "trixie+apparmor-1.img", "trixie-3.img.partial")
+    }
 
 
 def test_too_little_space_is_one_line_with_what_is_needed(tmp_path: Path) -> None:

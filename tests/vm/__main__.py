@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
-from netns_runtime.errors import NetnsError, StepError
-from tests.vm import cache, guest, image, job, kernels, report, suite, tools, userland
+from netns_runtime.errors import StepError
+from tests.vm import cache, ending, guest, image, job, kernels, report, suite, tools, userland
 from tests.vm.archive import Archive, open_archive
 
 if TYPE_CHECKING:
@@ -46,12 +45,11 @@ class Bench:
 
 
 def say(text: str) -> None:
-    sys.stderr.write(f"test-vm: {text}\n")
-    sys.stderr.flush()
+    ending.say("test-vm", text)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ending.Parser(
         prog="scripts/test-vm",
         usage="scripts/test-vm [OPTIONS...] [KERNEL...]",
         description="Runs tests/kernel and a smoke part of tests/e2e on stock kernels in QEMU.",
@@ -95,7 +93,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--table",
         type=Path,
         metavar="FILE",
-        help="put the table into FILE, between its matrix markers",
+        help="put the rows into the table of FILE, between its matrix markers",
     )
     return parser.parse_args(arguments)
 
@@ -136,9 +134,19 @@ def open_bench(options: argparse.Namespace) -> Bench:
 
 
 def run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
+    with cache.only_one(bench.place, "guest", _wait_for_another):
+        return _run_row(bench, row)
+
+
+def _wait_for_another() -> None:
+    say("waiting for the guest of another scripts/test-vm")
+
+
+def _run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
     options = bench.options
     kernel = kernels.choose(row.kernel, bench.kernels)
-    chosen = userland.Userland(options.userland or kernel.userland)
+    extra = row.lack.packages if row.lack else ()
+    chosen = userland.Userland(options.userland or kernel.userland, extra)
     say(f"{row.name}: {kernel.release} on {chosen.release}")
     with cache.only_one(bench.place):
         boot = image.build_boot(bench.place, bench.archive, kernel)
@@ -194,44 +202,33 @@ def write_reports(bench: Bench, finished: Sequence[tuple[report.Done, Path]]) ->
     target.write_text(text, encoding="utf-8")
     if bench.options.table:
         page = bench.options.table.read_text(encoding="utf-8")
-        filled = fill(page, report.table([done for done, _ in finished]))
+        filled = fill(page, [done for done, _ in finished])
         bench.options.table.write_text(filled, encoding="utf-8")
 
 
-def fill(page: str, table: str) -> str:
-    """The page with the table between `<!-- matrix -->` and `<!-- /matrix -->`."""
-    pattern = re.compile(r"(<!-- matrix -->\n).*?(<!-- /matrix -->)", re.DOTALL)
+def fill(page: str, rows: Sequence[report.Done]) -> str:
+    """The page with these rows in its table, between `<!-- matrix -->` and `<!-- /matrix -->`."""
+    pattern = re.compile(r"(<!-- matrix -->\n)(.*?)(<!-- /matrix -->)", re.DOTALL)
     if not pattern.search(page):
         raise StepError("--table: the file has no matrix markers", remedy="add them")
-    return pattern.sub(lambda found: f"{found[1]}{table}{found[2]}", page)
+    return pattern.sub(lambda found: f"{found[1]}{report.table(rows, found[2])}{found[3]}", page)
 
 
-def _interrupted(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _run(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    rows = rows_of(options)
+    bench = open_bench(options)
+    if options.list:
+        for name in kernels.series(bench.kernels):
+            _tell(f"{name:12} {kernels.choose(name, bench.kernels).release}\n")
+        return 0
+    finished = run_rows(bench, rows)
+    _tell("\n" + report.table(finished))
+    return report.status_of(finished)
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse(arguments)
-    signal.signal(signal.SIGTERM, _interrupted)
-    try:
-        rows = rows_of(options)
-        bench = open_bench(options)
-        if options.list:
-            for name in kernels.series(bench.kernels):
-                _tell(f"{name:12} {kernels.choose(name, bench.kernels).release}\n")
-            return 0
-        finished = run_rows(bench, rows)
-        _tell("\n" + report.table(finished))
-        return report.status_of(finished)
-    except NetnsError as error:
-        say(str(error))
-        return error.status
-    except OSError as error:
-        say(f"{error.strerror} ({error.filename}): is the disk full?")
-        return 125
-    except KeyboardInterrupt:
-        say("interrupted: what is built is kept, run it again to go on")
-        return 130
+    return ending.ended("test-vm", lambda: _run(arguments))
 
 
 if __name__ == "__main__":

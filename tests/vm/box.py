@@ -8,7 +8,6 @@ there is not built again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -18,8 +17,8 @@ import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from netns_runtime.errors import NetnsError, StepError
-from tests.vm import cache, tools
+from netns_runtime.errors import StepError
+from tests.vm import cache, ending, tools
 from tests.vm.archive import RELEASES, open_archive, source_lines
 from tests.vm.image import file_system
 
@@ -186,25 +185,22 @@ def build_box(place: Path, name: str, *, cloud: bool) -> Path:
     return cache.built(box, build)
 
 
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="scripts/vm-box", description=__doc__)
+def _run(arguments: Sequence[str]) -> int:
+    parser = ending.Parser(prog="scripts/vm-box", description=__doc__)
     parser.add_argument("name", nargs="?", default="debian12", choices=tuple(DEBIAN))
     parser.add_argument("--cloud", action="store_true", help="Debian's kernel for clouds")
     options = parser.parse_args(arguments)
-    try:
-        place = cache.open_cache()
-        with cache.only_one(place):
-            box = build_box(place, options.name, cloud=options.cloud)
-    except NetnsError as error:
-        sys.stderr.write(f"vm-box: {error}\n")
-        return error.status
-    except KeyboardInterrupt:
-        sys.stderr.write("vm-box: interrupted: run it again\n")
-        return 130
+    place = cache.open_cache()
+    with cache.only_one(place):
+        box = build_box(place, options.name, cloud=options.cloud)
     if not tools.has_kvm():
-        sys.stderr.write("vm-box: no KVM here: the Vagrantfile takes QEMU's software emulation\n")
+        ending.say("vm-box", "no KVM here: the Vagrantfile takes QEMU's software emulation")
     sys.stdout.write(f"{box}\n")
     return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    return ending.ended("vm-box", lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Where built things are kept, and how they get there: whole, or not at all.
 
 A thing is built under a temporary name in the cache and renamed when it is complete, so an
-interrupted build leaves nothing that the next run would take for finished. One process builds at
-a time; another waits for it. Errors are StepError: no space, or no directory to write to.
+interrupted build leaves nothing that the next run would take for finished. One process builds, and
+one guest runs, at a time; others wait. Errors are StepError: no space, or no directory to write to.
 """
 
 from __future__ import annotations
@@ -48,10 +48,17 @@ def open_cache() -> Path:
 
 
 @contextlib.contextmanager
-def only_one(place: Path) -> Iterator[None]:
-    """Hold the cache for building; waits for whoever has it."""
-    with (place / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def only_one(
+    place: Path, what: str = "lock", waiting: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Hold the cache for building, or another thing in it; calls `waiting` if somebody has it."""
+    with (place / what).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -80,6 +87,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_older(directory: Path, pattern: str, kept: Path) -> None:
+    """Remove what was built from other inputs under the same name."""
+    for path in directory.glob(pattern):
+        if path != kept and not path.name.endswith(_PARTIAL):
+            remove(path)
 
 
 def built(path: Path, build: Callable[[Path], None]) -> Path:

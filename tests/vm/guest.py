@@ -136,6 +136,8 @@ def run_guest(machine: Machine, place: Path, tell: Callable[[str], None]) -> Out
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
+                # Where a snapshot's changes are kept, and where cache.require_space has looked.
+                env={**os.environ, "TMPDIR": str(place)},
             )
         except FileNotFoundError as error:
             raise StepError(

@@ -52,6 +52,7 @@ def facts() -> dict[str, object]:
         "ipv6": Path("/proc/net/if_inet6").exists(),
         "nft_tproxy": _has_module("nft_tproxy"),
         "netkit": _has_module("netkit") or Path("/sys/module/netkit").exists(),
+        "apparmor": sorted(p.name for p in Path("/proc/sys/kernel").glob("*apparmor*")),
         "headers": headers[-1].removeprefix("linux-headers-") if headers else "",
         "python": sys.version.split()[0],
         "nft": _first_line(["nft", "--version"]),

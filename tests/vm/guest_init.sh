@@ -42,10 +42,6 @@ for module in $WITHOUT_MODULES; do
   echo "install $module /bin/false" >>/etc/modprobe.d/without.conf
 done
 
-if [ -n "$WITHOUT_HEADERS" ]; then
-  mount -t tmpfs none /usr/src
-fi
-
 say "started $(uname -r)"
 cd /project || say "no /project"
 mkdir -p /job/out

@@ -136,6 +136,7 @@ def build_boot(place: Path, archive: Archive, kernel: Kernel) -> Boot:
     directory = place / "kernels" / f"{kernel.release}-{key}"
 
     def build(made: Path) -> None:
+        cache.remove_older(directory.parent, f"{kernel.release}-*", directory)
         cache.require_space(place, 1500, f"kernel {kernel.release}")
         made.mkdir()
         tree = made / "tree"

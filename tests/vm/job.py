@@ -37,7 +37,7 @@ class Job:
 
 def settings_text(settings: Mapping[str, str]) -> str:
     """Shell assignments."""
-    known = {"CGROUPS": "pure", "WITHOUT_MODULES": "", "WITHOUT_HEADERS": "", **settings}
+    known = {"CGROUPS": "pure", "WITHOUT_MODULES": "", **settings}
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in known.items())
 
 

@@ -25,7 +25,7 @@ FAILED: Final = 1
 CRASHED: Final = 2
 TIMED_OUT: Final = 3
 _HEADINGS: Final = (
-    *("kernel", "Debian", "without", "cgroups", "headers", "kprobes", "netkit", "IPv6", "tproxy"),
+    *("kernel", "Debian", "variant", "cgroups", "headers", "kprobes", "netkit", "IPv6", "tproxy"),
     *("probe", "tests", "failed", "seconds", "result"),
 )
 
@@ -91,7 +91,7 @@ def _cells(done: Done) -> list[str]:
     return [
         done.release,
         done.userland,
-        done.row.lack.name.removeprefix("no-") if done.row.lack else "",
+        done.row.lack.name if done.row.lack else "",
         str(facts.get("cgroups", "?")),
         str(facts.get("headers", "?")).removesuffix("-common") or "none",
         *(told(name in facts, facts.get(name)) for name in ("kprobes", "netkit", "ipv6")),
@@ -104,9 +104,26 @@ def _cells(done: Done) -> list[str]:
     ]
 
 
-def table(rows: Sequence[Done]) -> str:
-    """Markdown, aligned for a terminal too."""
-    lines = [list(_HEADINGS), *(_cells(done) for done in rows)]
+def _key(cells: Sequence[str]) -> tuple[str, ...]:
+    """What a row is about, however new its kernel: series, flavour, Debian and variant."""
+    series = ".".join(cells[0].split(".")[:2])
+    flavour = cells[0].split("-")[-2] if cells[0].count("-") > 1 else ""
+    return series, "cloud" if flavour == "cloud" else "", *cells[1:3]
+
+
+def _read(text: str) -> list[list[str]]:
+    """The rows of a table that `table` wrote; none if it had other columns."""
+    lines = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines()
+    ]
+    return lines[2:] if lines[:1] == [list(_HEADINGS)] else []
+
+
+def table(rows: Sequence[Done], before: str = "") -> str:
+    """Markdown, aligned for a terminal too. Rows of the table `before` that did not run stay."""
+    cells = {_key(line): line for line in _read(before)}
+    cells |= {_key(line): line for line in map(_cells, rows)}
+    lines = [list(_HEADINGS), *cells.values()]
     widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
     lines.insert(1, ["-" * width for width in widths])
     return "".join(

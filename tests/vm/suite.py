@@ -1,8 +1,8 @@
 """What runs in a guest: rows of the matrix, their tests, and what emulation cannot show.
 
-A row is a kernel, a userland and what is taken away from them. A plain row runs tests/kernel and a
-smoke part of tests/e2e; a row that lacks something runs the claims about that lack as well, or only
-those where nothing else can work. Pure tables.
+A row is a kernel, a userland and what is taken from them or added. A plain row runs tests/kernel
+and a smoke part of tests/e2e; a row that lacks something runs the claims about that lack as well,
+or only those where nothing else can work. Pure tables.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ _E2E: Final = {
         "carries_ipv6_authorities",
         "clones_with_git_over_https",
     ),
+    "debug_trace": ("kernel_names_who_sends_what_no_hook_sees",),
+    "denied_bpf": (
+        "refuses_and_counts_exactly_by_nft_alone",
+        "carries_what_is_allowed_and_nothing_else",
+    ),
     "names": (
         "a_name_means_the_same_in_any_spelling",
         "an_address_leads_back_to_its_name",
@@ -46,22 +51,23 @@ SMOKE: Final = tuple(
     f"tests/e2e/test_{name}.py::test_{claim}" for name, claims in _E2E.items() for claim in claims
 )
 """One of each kind, with the clients that a minimal Debian has."""
-PLAIN: Final = "plain.py"
+ROWS_DIRECTORY: Final = "tests/vm/rows"
+END_TO_END: Final = (*SMOKE, f"{ROWS_DIRECTORY}/plain.py")
+ALL: Final = (*KERNEL_TESTS, *END_TO_END)
 SLOW: Final = {
     "test_a_later_launch_imports_no_compiler_and_is_quick": "claims 5 ms",
     "test_a_background_command_that_reads_stops_until_it_is_brought_forward": "waits 1 s",
     "test_a_flood_of_refusals_costs_no_count": "claims that a flood ends in time",
 }
 """Claims about time, which say nothing about a kernel on a processor that is emulated."""
-ROWS_DIRECTORY: Final = "tests/vm/rows"
 
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """Something that a machine may lack. `tests` are the claims about it.
+    """Something that a machine may lack, or have besides. `tests` are the claims about it.
 
-    `settings` go to guest_init.sh, `command_line` to the kernel; `wrapper` starts pytest.
-    `is_whole`: the kernel tests and the smoke part must pass there, too.
+    `settings` go to guest_init.sh, `command_line` to the kernel, `packages` into the root file
+    system; `wrapper` starts pytest. `also` is what must pass there besides.
     """
 
     name: str
@@ -70,7 +76,8 @@ class Lack:
     settings: Mapping[str, str] = field(default_factory=dict)
     command_line: str = ""
     wrapper: tuple[str, ...] = ()
-    is_whole: bool = False
+    packages: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 LACKS: Final = {
@@ -81,14 +88,14 @@ LACKS: Final = {
             "cgroup v1 and v2 side by side",
             "",
             {"CGROUPS": "hybrid"},
-            is_whole=True,
+            also=ALL,
         ),
         Lack("no-cgroup2", "cgroup v1 alone", "no_cgroup2.py", {"CGROUPS": "version1"}),
         Lack(
             "no-bpf",
             "bpf(2) is denied",
             "no_bpf.py",
-            wrapper=(".venv/bin/python", "tests/vm/rows/deny_bpf.py"),
+            wrapper=(".venv/bin/python", "tests/vm/rows/deny_bpf.py", "EPERM"),
         ),
         Lack(
             "no-tproxy",
@@ -96,13 +103,33 @@ LACKS: Final = {
             "no_tproxy.py",
             {"WITHOUT_MODULES": "nft_tproxy nf_tproxy_ipv4 nf_tproxy_ipv6"},
         ),
+        Lack(
+            "no-modules",
+            "neither veth nor nf_tables nor nft_tproxy can be loaded",
+            "no_modules.py",
+            {"WITHOUT_MODULES": "veth nf_tables nft_reject_inet nft_tproxy"},
+        ),
         Lack("no-ipv6", "ipv6.disable=1", "no_ipv6.py", command_line="ipv6.disable=1"),
-        Lack("no-headers", "no kernel headers for bcc", "no_headers.py", {"WITHOUT_HEADERS": "1"}),
+        Lack(
+            "with-headers",
+            "kernel headers for bcc are installed",
+            "with_headers.py",
+            packages=("linux-headers-amd64",),
+        ),
         Lack(
             "lockdown",
             "lockdown=confidentiality",
             "lockdown.py",
             command_line="lockdown=confidentiality",
+        ),
+        Lack(
+            "apparmor-userns",
+            "AppArmor denies user namespaces",
+            "apparmor_userns.py",
+            command_line="apparmor=1 security=apparmor",
+            wrapper=(".venv/bin/python", "tests/vm/rows/apparmor_restrict_userns.py"),
+            packages=("apparmor", "apparmor-profiles"),
+            also=END_TO_END,
         ),
     )
 }
@@ -131,11 +158,8 @@ class Row:
 def selection_of(row: Row, *, smoke: bool = True) -> list[str]:
     """What pytest is asked to collect."""
     chosen = [f"{ROWS_DIRECTORY}/{row.lack.tests}"] if row.lack and row.lack.tests else []
-    if row.lack is None or row.lack.is_whole:
-        chosen += KERNEL_TESTS
-        if smoke:
-            chosen += [*SMOKE, f"{ROWS_DIRECTORY}/{PLAIN}"]
-    return chosen
+    also = row.lack.also if row.lack else ALL
+    return chosen + [test for test in also if smoke or test in KERNEL_TESTS]
 
 
 def command_of(row: Row, tests: Sequence[str], *, kvm: bool, arguments: Sequence[str] = ()) -> str:

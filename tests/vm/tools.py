@@ -60,12 +60,22 @@ def _install(packages: Sequence[str], options: Sequence[str] = ()) -> None:
         raise StepError(f"not installed: {shown}", remedy=f"sudo apt-get install {shown}")
     words = [*("apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"), *options]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    cache.run(
-        f"installing {shown}",
-        [*words, "install", "--no-install-recommends", *packages],
-        remedy=f"run apt-get update and apt-get install {shown}, and see what it says",
-        env=environment,
-    )
+
+    def apt(*command: str) -> None:
+        cache.run(
+            f"installing {shown}",
+            [*words, *command],
+            remedy=f"run apt-get update and apt-get install {shown}, and see what it says",
+            env=environment,
+        )
+
+    install = ("install", "--no-install-recommends", *packages)
+    try:
+        apt(*install)
+    except StepError:
+        # A fresh machine has lists that are old, or none.
+        apt("update")
+        apt(*install)
 
 
 def require(programs: Sequence[str]) -> None:

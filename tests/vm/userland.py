@@ -33,13 +33,15 @@ PACKAGES: Final = (
     *("kmod", "procps", "sudo", "util-linux"),
     *("curl", "wget", "git", "openssl", "iproute2"),
 )
-HEADERS: Final = "linux-headers-amd64"
 INPUTS: Final = (
     *("pyproject.toml", "scripts/bootstrap", "tests/e2e/requirements.txt"),
     "tests/e2e/node/package.json",
 )
-# Tools that look at sources, and have nothing to do with a kernel.
-_NOT_IN_A_GUEST: Final = ("ruff", "mypy", "clang-format", "types-")
+# Tools that look at sources or at schemas, and have nothing to do with a kernel.
+_NOT_IN_A_GUEST: Final = (
+    *("ruff", "mypy", "clang-format", "types-"),
+    *("ocsf-json-schema", "jsonschema"),
+)
 _NOT_READ: Final = ("man", "locale")
 _SPARE: Final = 3072
 # Raised when what is done to the tree below changes.
@@ -49,19 +51,18 @@ _NETWORK: Final = "check the network and the package sources, then run it again"
 
 @dataclass(frozen=True, slots=True)
 class Userland:
-    """A Debian release; `headers` are the kernel headers that bcc finds, none if empty."""
+    """A Debian release, with more packages than a plain row's where a row needs them."""
 
     release: str
-    headers: str = HEADERS
+    extra: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        plain = self.headers == HEADERS
-        return self.release if plain else f"{self.release}-{self.headers or 'no-headers'}"
+        return "+".join((self.release, *self.extra))
 
     @property
     def packages(self) -> tuple[str, ...]:
-        return (*PACKAGES, self.headers) if self.headers else PACKAGES
+        return (*PACKAGES, *self.extra)
 
 
 def python_of(listing: Sequence[str]) -> str:
@@ -157,8 +158,10 @@ def _apt_settings(made: Path) -> Path:
 def _base(place: Path, archive: Archive, userland: Userland) -> Path:
     """What mmdebstrap makes, as a tar: the same until the packages that are asked for change."""
     key = cache.key_of(userland.release, *userland.packages)
+    base = place / "userlands" / f"{userland.label}-{key}.tar"
 
     def build(made: Path) -> None:
+        cache.remove_older(base.parent, f"{userland.label}-*.tar", base)
         cache.require_space(place, 4096, f"userland {userland.release}")
         settings = _apt_settings(made.with_name(made.name + ".apt"))
         words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=tar"]
@@ -172,7 +175,7 @@ def _base(place: Path, archive: Archive, userland: Userland) -> Path:
         finally:
             settings.unlink()
 
-    return cache.built(place / "userlands" / f"{userland.label}-{key}.tar", build)
+    return cache.built(base, build)
 
 
 def build_userland(place: Path, archive: Archive, project: Path, userland: Userland) -> Path:
@@ -186,8 +189,7 @@ def build_userland(place: Path, archive: Archive, project: Path, userland: Userl
     def build(made: Path) -> None:
         base = _base(place, archive, userland)
         cache.require_space(place, 4096, f"userland {userland.release}")
-        for old in image.parent.glob(f"{userland.label}-*.img"):
-            old.unlink()
+        cache.remove_older(image.parent, f"{userland.label}-*.img", image)
         tree = made.with_suffix(".tree")
         cache.remove(tree)
         tree.mkdir()

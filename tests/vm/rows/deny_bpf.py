@@ -1,4 +1,4 @@
-"""Starts a command in which bpf(2) answers EPERM, as in a container. Arguments: the command.
+"""Starts a command in which bpf(2) fails, as in a container. Arguments: an errno, the command.
 
 It stands in for a kernel or a container runtime that denies eBPF; children inherit it.
 """
@@ -16,9 +16,9 @@ def main() -> None:
     rules = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
     # Our own filter may be loaded with the no_new_privs that sudo in a test could not bear.
     rules.set_attr(seccomp.Attr.CTL_NNP, 0)
-    rules.add_rule(seccomp.ERRNO(errno.EPERM), "bpf")
+    rules.add_rule(seccomp.ERRNO(getattr(errno, sys.argv[1])), "bpf")
     rules.load()
-    os.execv(sys.argv[1], sys.argv[1:])
+    os.execv(sys.argv[2], sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ def test_the_line_names_what_to_mount_and_nothing_stays() -> None:
 
 
 def test_doctor_says_so_and_that_no_sandbox_can_start() -> None:
-    assert not checks()["cgroup v2"]["is_present"]
+    found = checks()
+    missing = {name for name, check in found.items() if not check["is_present"]}
+    assert missing == {"cgroup v2", "probe", "probe: cgroup2"}
+    for name in missing:
+        assert "mount -t cgroup2" in found[name]["remedy"], found[name]
     assert netns_debug("doctor", timeout=120).returncode == 1
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.run import netns_run
-from tests.vm.rows.claims import checks
+from tests.vm.rows.claims import checks, connects
 
 if TYPE_CHECKING:
     from tests.support.lab import Lab
@@ -31,6 +32,15 @@ def test_a_name_that_is_not_listed_is_refused(lab: Lab) -> None:
     assert result.status == 6, result.told()
     assert result.events("dns.refused", host="other.test"), result.told()
     assert lab.connections_seen() == []
+
+
+def test_the_probe_needs_no_kernel_headers() -> None:
+    assert list(Path("/usr/src").glob("linux-headers*")) == []
+    assert list(Path("/lib/modules").glob("*/build/include")) == []
+    names, result = connects("--probe", "bpf", to=[("192.0.2.10", 80)] * 5)
+    assert names == ["ECONNREFUSED"] * 5
+    assert result.event("sandbox.exited")["counted_bpf"] == 5
+    assert result.events("connect.refused")[0]["exe"].startswith("/usr/bin/python3")
 
 
 def test_doctor_misses_nothing() -> None:
