@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 MAX_DESCRIPTORS: Final = 4096
 _TABLES: Final = {"udp": ("udp", "udp6"), "tcp": ("tcp", "tcp6")}
 _PLACES: Final = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -71,10 +73,14 @@ def _kernel_device(device: int) -> int:
     return os.major(device) << 20 | os.minor(device)
 
 
-def sockets_at(protocol: str, port: int) -> frozenset[int]:
-    """Inodes of the calling thread's namespace's sockets with this local port (proc_net(5))."""
+def sockets_at(protocol: str, port: int, address: bytes = b"") -> frozenset[int]:
+    """Inodes of the calling thread's namespace's sockets with this local port (proc_net(5)).
+
+    With `address` (packed) those that have it; where there is none, those that take any.
+    """
     wanted = f":{port:04X}"
     found: set[int] = set()
+    places: dict[int, str] = {}
     for table in _TABLES.get(protocol, ()):
         try:
             lines = Path(f"/proc/thread-self/net/{table}").read_text(encoding="ascii").splitlines()
@@ -84,8 +90,19 @@ def sockets_at(protocol: str, port: int) -> frozenset[int]:
             fields = line.split()
             if len(fields) > 9 and fields[1].endswith(wanted):
                 found.add(int(fields[9]))
+                places[int(fields[9])] = fields[1].partition(":")[0]
     found.discard(0)
-    return frozenset(found)
+    if not address:
+        return frozenset(found)
+    own = {_hexadecimal(address), _hexadecimal(_MAPPED + address)}
+    exact = frozenset(inode for inode in found if places[inode] in own)
+    return exact or frozenset(inode for inode in found if not places[inode].strip("0"))
+
+
+def _hexadecimal(address: bytes) -> str:
+    # net/ipv4/udp.c prints each 32 bits as a number, so with its bytes in the host's order.
+    words = (address[at : at + 4] for at in range(0, len(address), 4))
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
 
 
 def holder_of(inodes: frozenset[int], pids: Iterable[int]) -> Process | None:

@@ -63,6 +63,8 @@ class Requests:
         self._tells = tells or {}
         self._situation = situation
         self._bindings = bindings
+        # A new policy takes nothing back from CMD that it has had.
+        self._had = sorted(one.name for one in bindings if one.expose != "placeholder")
         self._swaps: list[tuple[Answering, tuple[str, ...]]] = []
         self._listings: dict[int, tuple[Answering, list[dict[str, Any]]]] = {}
         self._tallies: dict[int, Answering] = {}
@@ -125,10 +127,9 @@ class Requests:
     def _capture(self, caller: Caller, *, wants_secrets: bool) -> None:
         """Let the caller, who captures packets, hear from the proxy itself: nothing that is said
         between them is read here."""
-        held = sorted(one.name for one in self._bindings if one.expose != "placeholder")
-        if held and not wants_secrets:
+        if self._had and not wants_secrets:
             raise UsageError(
-                f"CMD can have the value of {', '.join(held)} itself, and packets may hold it",
+                f"CMD can have the value of {', '.join(self._had)} itself, and packets may hold it",
                 remedy="say --with-secrets if the file may",
             )
         caller.make_room(CAPTURE_BYTES)

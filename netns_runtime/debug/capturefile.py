@@ -57,8 +57,12 @@ class CaptureFile:
         os.close(self._fd)
 
 
-def open_capture(name: str) -> CaptureFile:
-    """Make the file, with mode 0600. Raises UsageError where there is one, or a link on the way."""
+def open_capture(name: str, *, unseen_by: int | None = None) -> CaptureFile:
+    """Make the file, with mode 0600. Raises UsageError where there is one, or a link on the way.
+
+    `unseen_by` is a process of uid 0, which owns whatever root makes: a directory that it sees will
+    not do.
+    """
     said = f"-o {shown(name)}"
     if name == "-":
         if sys.stdout.isatty():
@@ -73,9 +77,14 @@ def open_capture(name: str) -> CaptureFile:
         raise file_error(said, error) from error
     try:
         real = os.readlink(f"/proc/self/fd/{directory}")
-        if os.path.isabs(parent) and real != os.path.normpath(parent):
+        if real != os.path.normpath(os.path.join(os.getcwd(), parent)):
             raise UsageError(
                 f"{said}: a link is on the way to it", remedy="name it by its real path"
+            )
+        if unseen_by is not None and _sees(unseen_by, real, directory):
+            raise UsageError(
+                f"{said}: CMD runs as root, sees that directory and could read the values",
+                remedy="name another place, as in -o /run/capture.pcapng",
             )
         return CaptureFile(os.open(base, _FLAGS, 0o600, dir_fd=directory), name)
     except OSError as error:
@@ -86,3 +95,11 @@ def open_capture(name: str) -> CaptureFile:
         raise file_error(said, error) from error
     finally:
         os.close(directory)
+
+
+def _sees(pid: int, path: str, directory: int) -> bool:
+    try:
+        there = os.stat(f"/proc/{pid}/root{path}")
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(directory))

@@ -7,6 +7,7 @@ said to be unknown, never guessed. Names and paths are the sandbox's: they go th
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from netns_runtime import layout
-from netns_runtime.debug.text import shown, where_of, who_of
+from netns_runtime.debug.text import named, shown, where_of, who_of
 from netns_runtime.errors import NetnsError
 from netns_runtime.namespace import netns
 from netns_runtime.processes import (
@@ -37,11 +38,17 @@ SYN, ACK = 0x02, 0x10
 CONNECTIONS: Final = 65_536
 LOOKUPS: Final = 50
 """Looks into /proc for each second of packets; past that a loopback packet's owner is unknown."""
+LOOKING: Final = 0.2
+"""Seconds that these may take together: the sandbox chooses how much there is to look through."""
+FRESH: Final = 1_000_000_000
+"""Nanoseconds for which a port without a connection is taken to be whose it was."""
 AHEAD: Final = 250_000_000
 """Nanoseconds after a request's packet within which its flow is decided, as a rule."""
 SOON: Final = 2_000_000_000
 """Nanoseconds between a question's packet and the proxy's word of who asked, at the most."""
 _FLOWS: Final = 64
+"""Flows kept of one connection; of all, as many as CONNECTIONS."""
+_LONGEST_NAME: Final = 255
 _NAMES: Final = {TCP: "tcp", UDP: "udp"}
 _SANDBOX: Final = frozenset({layout.SANDBOX_IPV4.packed, layout.SANDBOX_IPV6.packed})
 _DNS: Final = frozenset({layout.GATEWAY_IPV4.packed, layout.GATEWAY_IPV6.packed})
@@ -108,10 +115,22 @@ def asked_name(data: bytes, at: int) -> str:
     """The name in the first question of a DNS message; empty where there is none."""
     labels: list[str] = []
     at += 12
-    while at < len(data) and 0 < (size := data[at]) < 64:
+    end = min(len(data), at + _LONGEST_NAME)
+    while at < end and 0 < (size := data[at]) < 64:
         labels.append(data[at + 1 : at + 1 + size].decode("ascii", "backslashreplace").lower())
         at += 1 + size
     return shown(".".join(labels), 253)
+
+
+# Protocol, address and port of a socket inside.
+_Place = tuple[int, "Address", int]
+
+
+def _places_of(ends: Ends) -> tuple[_Place, _Place]:
+    return (
+        (ends.protocol, ends.source, ends.source_port),
+        (ends.protocol, ends.destination, ends.destination_port),
+    )
 
 
 # A connection from inside: own port, peer's address and port.
@@ -135,8 +154,10 @@ class Who:
         self._fd = sandbox_fd
         self._owners = owners
         self._known: OrderedDict[Connection, _Known] = OrderedDict()
-        self._local: dict[tuple[int, int], str] = {}
+        self._flows = 0
+        self._local: dict[_Place, tuple[int, str]] = {}
         self._budget = LOOKUPS
+        self._patience = LOOKING
         self._second = 0
         self._refused: dict[str, dict[str, Any]] = {}
         self._askers: dict[tuple[str, int], dict[str, Any]] = {}
@@ -161,7 +182,12 @@ class Who:
                     earlier.update({**flow, "at": earlier["at"]})
             return
         known.flows.append(flow)
-        del known.flows[:-_FLOWS]
+        self._flows += 1
+        if len(known.flows) > _FLOWS:
+            del known.flows[0]
+            self._flows -= 1
+        while self._flows > CONNECTIONS:
+            self._flows -= len(self._known.popitem(last=False)[1].flows)
 
     def _told_asker(self, protocol: str, port: int, told: dict[str, Any]) -> None:
         if len(self._askers) >= CONNECTIONS:
@@ -180,7 +206,7 @@ class Who:
         if known is None:
             known = self._known[connection] = _Known()
             if len(self._known) > CONNECTIONS:
-                self._known.popitem(last=False)
+                self._flows -= len(self._known.popitem(last=False)[1].flows)
         return known
 
     def see(self, ends: Ends, when: int, *, is_loopback: bool) -> None:
@@ -190,7 +216,9 @@ class Who:
         elif ends.is_syn and ends.source in _SANDBOX:
             known = self._of((ends.source_port, ends.destination, ends.destination_port))
             # What was decided before is about an earlier connection with the same ends.
+            before = len(known.flows)
             known.flows = [flow for flow in known.flows if flow.get("at", 0) > when]
+            self._flows -= before - len(known.flows)
             known.texts.clear()
             known.owner = self._owner_of(ends)
 
@@ -213,20 +241,29 @@ class Who:
     def _see_local(self, ends: Ends, when: int) -> None:
         second = when // 1_000_000_000
         if second != self._second:
-            self._second, self._budget = second, LOOKUPS
+            self._second, self._budget, self._patience = second, LOOKUPS, LOOKING
             if len(self._local) > CONNECTIONS:
                 self._local.clear()
+        source, destination = _places_of(ends)
         if ends.is_syn:
-            self._local.pop((ends.protocol, ends.source_port), None)
-        for port in (ends.source_port, ends.destination_port):
-            key = ends.protocol, port
-            if key not in self._local and self._budget > 0:
+            self._local.pop(source, None)
+        for place in (source, destination):
+            found = self._local.get(place)
+            # Who listens, or has a port of UDP's, may be somebody else by now.
+            is_new = ends.protocol != TCP or (ends.is_syn and place == destination)
+            if found is not None and not (is_new and abs(when - found[0]) > FRESH):
+                continue
+            self._local.pop(place, None)
+            if self._budget > 0 and self._patience > 0:
+                begun = time.monotonic()
+                self._local[place] = when, self._holder(place)
                 self._budget -= 1
-                self._local[key] = self._holder(*key)
+                self._patience -= time.monotonic() - begun
 
-    def _holder(self, protocol: int, port: int) -> str:
+    def _holder(self, place: _Place) -> str:
+        protocol, address, port = place
         try:
-            inodes = netns.run_in(self._fd, lambda: sockets_at(_NAMES[protocol], port))
+            inodes = netns.run_in(self._fd, lambda: sockets_at(_NAMES[protocol], port, address))
         except OSError:
             return ""
         found = holder_of(inodes, members_of(self._cgroup))
@@ -235,8 +272,8 @@ class Who:
     def remark(self, ends: Ends, when: int, data: bytes, *, is_loopback: bool) -> str:
         """The comment of a packet of the sandbox's."""
         if is_loopback:
-            ports = ends.source_port, ends.destination_port
-            one, other = (self._local.get((ends.protocol, port)) or "unknown" for port in ports)
+            found = (self._local.get(place, (0, "")) for place in _places_of(ends))
+            one, other = (text or "unknown" for _, text in found)
             return f"{one} -> {other}, inside the sandbox"
         is_out = ends.source in _SANDBOX
         peer, port = (
@@ -290,8 +327,9 @@ def _place_of(flows: list[dict[str, Any]], when: int, *, begins_request: bool) -
 
 
 def _named(pid: object, comm: object, exe: object) -> str:
-    path = f", {shown(exe, 200)}" if exe else ""
-    return f"{shown(comm or 'a process', 64)} (pid {shown(pid, 12)}{path})"
+    path = f", {named(exe, 200)}" if exe else ""
+    who = named(comm, 64) if comm else "a process"
+    return f"{who} (pid {shown(pid, 12)}{path})"
 
 
 def named_of(fields: Mapping[str, Any]) -> str:
@@ -305,7 +343,8 @@ def _text_of(flow: Mapping[str, Any], owner: Mapping[str, Any], peer: object, po
     who = named_of(flow if "pid" in flow else owner)
     if not flow:
         return f"{who} -> {peer}:{port}"
-    words = [f"{who} -> {where_of(flow)}", shown(flow.get("entry", "")), f"flow {flow.get('flow')}"]
+    words = [f"{who} -> {where_of(flow)}", shown(flow.get("entry", ""), 20)]
+    words.append(f"flow {shown(flow.get('flow'), 20)}")
     if flow.get("action") == "refuse":
         words.append(f"refused: {shown(flow.get('detail') or flow.get('reason') or '', 300)}")
     else:

@@ -118,7 +118,8 @@ class Capturing:
         self._began(self._proxy)
         for sock in (self._events, self._proxy):
             sock.setblocking(False)
-        self._file = open_capture(order.file)
+        reads_all = order.secrets and record.uid == 0
+        self._file = open_capture(order.file, unseen_by=record.pid if reads_all else None)
         stack.callback(self._file.close)
         self._file.write([_section(record), *self._interfaces(record)])
 
@@ -247,7 +248,8 @@ class Capturing:
         if entry is None or not self._is_news(event):
             return []
         self.summary.refused += 1
-        when = int(entry["__REALTIME_TIMESTAMP"]) * 1000
+        # What claims to be of the future would wait for it.
+        when = min(int(entry["__REALTIME_TIMESTAMP"]) * 1000, time.time_ns())
         self._held.append(_Held(when, block=pcapng.journal(entry)))
         return []
 

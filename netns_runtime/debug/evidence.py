@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,8 @@ MOST: Final = 1_000_000
 """Events kept of one file, the newest."""
 LONGEST: Final = 1 << 20
 """Bytes of one line."""
+ROOM: Final = 4 << 30
+"""Bytes that all events may take, by `_weight_of`; a million of ours take half of that."""
 LARGEST: Final = 1e15
 """What a number of ours never reaches: 30 years of milliseconds, a petabyte."""
 
@@ -93,8 +96,9 @@ class Evidence:
 
 def evidence_of(lines: Iterable[bytes], source: str, *, most: int = MOST) -> Evidence:
     """Parse JSON lines. Never raises: what is no event is counted and told in `notes`."""
-    kept: deque[Event] = deque(maxlen=most)
-    total = broken = 0
+    kept: deque[Event] = deque()
+    weights: deque[int] = deque()
+    total = broken = weight = 0
     strange: dict[str, int] = {}
     cut = False
     for line in lines:
@@ -107,6 +111,11 @@ def evidence_of(lines: Iterable[bytes], source: str, *, most: int = MOST) -> Evi
             continue
         total += 1
         kept.append(event)
+        weights.append(_weight_of(line))
+        weight += weights[-1]
+        while len(kept) > most or weight > ROOM:
+            kept.popleft()
+            weight -= weights.popleft()
         if event["event"] not in EVENTS:
             strange[event["event"]] = strange.get(event["event"], 0) + 1
     notes = []
@@ -121,6 +130,11 @@ def evidence_of(lines: Iterable[bytes], source: str, *, most: int = MOST) -> Evi
     if total > len(kept):
         notes.append(f"only the newest {len(kept)} of {total} events are looked at")
     return Evidence(source, tuple(kept), tuple(notes), total - len(kept))
+
+
+def _weight_of(line: bytes) -> int:
+    """About the most bytes that its event takes as Python's values: each has a name or a place."""
+    return len(line) + 100 * (line.count(b",") + line.count(b"[") + line.count(b"{"))
 
 
 def _event_of(line: bytes) -> Event | None:
@@ -151,13 +165,18 @@ def _is_usable(value: Any, kind: tuple[type, ...]) -> bool:
 def read_audit(path: str) -> Evidence:
     """The events of the file that `--audit` wrote; `-` is standard input.
 
-    Raises UsageError where it cannot be opened or holds no event at all.
+    A file is read as far as it goes now. Raises UsageError where it cannot be opened, is a device
+    or holds no event at all.
     """
     name = "standard input" if path == "-" else f"audit {shown(path)}"
     try:
         fd = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
         with open(fd, "rb") as file:
-            found = evidence_of(_lines(file), name)
+            status = os.fstat(fd)
+            if path != "-" and (stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)):
+                raise UsageError(f"{name} is a device", remedy="name a file that --audit wrote")
+            size = status.st_size if stat.S_ISREG(status.st_mode) else None
+            found = evidence_of(_lines(file, size), name)
     except OSError as error:
         raise file_error(name, error) from error
     if not found.events:
@@ -166,11 +185,17 @@ def read_audit(path: str) -> Evidence:
     return found
 
 
-def _lines(file: Any) -> Iterator[bytes]:
-    while line := file.readline(LONGEST + 1):
+def _lines(file: Any, size: int | None) -> Iterator[bytes]:
+    """Those that begin in the first `size` bytes: somebody may write as fast as we read."""
+    seen = 0
+    while (size is None or seen < size) and (line := file.readline(LONGEST + 1)):
+        seen += len(line)
         while not line.endswith(b"\n") and len(line) > LONGEST:
             # A line without an end: passed over, and counted as one that is no event.
             rest = file.readline(LONGEST + 1)
+            seen += len(rest)
+            if size is not None and seen > size:
+                break
             if len(rest) <= LONGEST:
                 line += rest[-1:]
                 break

@@ -240,7 +240,7 @@ class Resolver53:
             self.report(f"dns: owner: {type(error).__name__}: {error}")
         finally:
             self._asking -= 1
-        if self.tap is not None and owner is not None:
+        if self.tap is not None:
             self.tap.asked(protocol, port, owner)
         return owner
 

@@ -79,7 +79,10 @@ class Tap:
 
     def add(self, sandbox: Sandbox, fd: int, secrets: bool) -> None:
         """Tell the socket behind `fd`, which is borrowed, everything from now on."""
-        sock = socket.socket(fileno=os.dup(fd))
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            return  # no descriptor left: the reader sees its socket end, and the flows go on
         sock.setblocking(False)
         reader = _Reader(sock, secrets=secrets)
         if len(self._readers) >= READERS:
@@ -151,8 +154,9 @@ class Tap:
         """Whether somebody captures."""
         return bool(self._readers)
 
-    def asked(self, protocol: str, port: int, owner: Owner) -> None:
-        """A name was asked for from that port of the sandbox."""
+    def asked(self, protocol: str, port: int, owner: Owner | None) -> None:
+        """A name was asked for from that port of the sandbox; by nobody known, it is told too, or
+        who had the port before would be taken for it."""
         if self._readers:
             told = {"asked": [protocol, port], "at": time.time_ns(), **owner_fields(owner)}
             self._tell(told)

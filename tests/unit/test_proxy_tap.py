@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -354,3 +355,16 @@ def test_a_sandbox_without_an_authority_tells_flows_and_no_keys() -> None:
         capturer.sock.close()
 
     play(scenario)
+
+
+def test_a_capture_for_which_no_descriptor_is_left_ends_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", full)
+    tap = Tap()
+    nobody: Any = None
+    tap.add(nobody, 0, secrets=False)
+    assert not tap.is_on
