@@ -55,6 +55,7 @@ class Machine:
         indextargets = "*indextargets*) echo 'Debian|bookworm|mirror' ;;\n"
         self.has("apt-get", f'case " $*" in\n{indextargets}{cases}esac')
         self.has("apt-cache", f"echo {KERNEL}")
+        self.has("apt-config")
 
     def has_all(self) -> None:
         self.apt()
@@ -276,5 +277,5 @@ def test_a_box_without_network_or_space_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7 << 20))
     status, line = told(capsys, box.main)
     assert status == 125
-    assert line.startswith("vm-box: box debian12: needs 6144 MiB below "), line
+    assert line.startswith("vm-box: box netns-debian12: needs 12288 MiB below "), line
     assert list((machine.cache / "boxes").iterdir()) == []

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from netns_runtime.errors import StepError
-from tests.vm import box, report, suite, tools, userland
+from tests.vm import box, provision, report, suite, tools, userland
 from tests.vm.__main__ import fill, parse, rows_of
 from tests.vm.archive import mirror_of, source_lines
 from tests.vm.cache import built, complaint, key_of, place_of, remove_older, require_space
@@ -236,10 +236,10 @@ def test_of_what_a_program_says_one_line_is_told(said: str, told: str) -> None:
 
 
 def test_wheels_are_asked_for_the_guest_s_python() -> None:
-    words = userland.wheel_options("3.13")
+    words = provision.wheel_options("3.13")
     assert words[words.index("--python-version") + 1] == "3.13"
     assert "cp313" in words
-    assert userland.python_of(["python3", "python3.13", "python3.13-config", "perl"]) == "3.13"
+    assert provision.python_of(["python3", "python3.13", "python3.13-config", "perl"]) == "3.13"
 
 
 def test_a_guest_s_environment_has_the_project_s_needs_and_no_linters() -> None:

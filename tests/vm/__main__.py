@@ -8,11 +8,12 @@ built stays in the cache; a run that was interrupted is continued by the next.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from netns_runtime.errors import StepError
 from tests.vm import cache, ending, guest, image, job, kernels, report, suite, tools, userland
@@ -20,6 +21,7 @@ from tests.vm.archive import Archive, open_archive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from xml.etree.ElementTree import Element
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _EPILOG: Final = "\n".join(
@@ -44,8 +46,19 @@ class Bench:
     options: argparse.Namespace
 
 
+Finished: TypeAlias = tuple[report.Done, "list[Element]"]
+
+
 def say(text: str) -> None:
     ending.say("test-vm", text)
+
+
+def positive(text: str) -> int:
+    """A number of things there must be one of. Raises ValueError."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -79,7 +92,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="test this tree, not this checkout",
     )
     parser.add_argument("--seconds", type=float, default=1800, help="limit for one guest")
-    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--cores", type=positive, default=2, help="of each guest")
+    parser.add_argument(
+        "--guests",
+        type=positive,
+        metavar="N",
+        help="guests that share the tests of a row, side by side; default: one for each core here",
+    )
     parser.add_argument("--no-smoke", action="store_true", help="tests/kernel alone")
     parser.add_argument(
         "--tests",
@@ -133,7 +152,7 @@ def open_bench(options: argparse.Namespace) -> Bench:
     return Bench(place, archive, offered, project, names, options)
 
 
-def run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
+def run_row(bench: Bench, row: suite.Row) -> Finished:
     with cache.only_one(bench.place, "guest", _wait_for_another):
         return _run_row(bench, row)
 
@@ -142,7 +161,7 @@ def _wait_for_another() -> None:
     say("waiting for the guest of another scripts/test-vm")
 
 
-def _run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
+def _run_row(bench: Bench, row: suite.Row) -> Finished:
     options = bench.options
     kernel = kernels.choose(row.kernel, bench.kernels)
     extra = row.lack.packages if row.lack else ()
@@ -151,28 +170,44 @@ def _run_row(bench: Bench, row: suite.Row) -> tuple[report.Done, Path]:
     with cache.only_one(bench.place):
         boot = image.build_boot(bench.place, bench.archive, kernel)
         root = userland.build_userland(bench.place, bench.archive, bench.project, chosen)
-    place = bench.place / "runs" / row.name.replace(" ", "-")
-    cache.remove(place)
-    place.mkdir(parents=True)
-    cache.require_space(place, 2048, "a guest's changes")
-    kvm = tools.has_kvm()
-    tests = options.tests or suite.selection_of(row, smoke=not options.no_smoke)
-    command = suite.command_of(row, tests, kvm=kvm)
-    settings = row.lack.settings if row.lack else {}
-    job.write_job(place / "job.tar", bench.project, bench.names, job.Job(command, settings))
     machine = guest.Machine(
         boot,
         root,
         row.lack.command_line if row.lack else "",
         cores=options.cores,
         seconds=options.seconds,
-        kvm=kvm,
+        kvm=tools.has_kvm(),
     )
-    outcome = guest.run_guest(machine, place, _tell)
-    guest.unpack_result(place)
-    counts = report.counts_of(report.suites_of(place))
-    facts = report.read_facts(place)
-    return report.Done(row, kernel.release, chosen.release, outcome, facts, counts), place
+    places = _prepare(bench, row)
+    outcomes = guest.run_guests([(machine, place) for place in places], _tell)
+    for outcome, place in zip(outcomes, places, strict=True):
+        guest.unpack_result(place)
+        if outcome.kind != "ended":
+            said = f"{row.name}: {outcome.kind}: {outcome.why}"
+            say(f"{said}; last lines of {place / 'console.log'}:\n{outcome.tail}")
+    suites = [suite for place in places for suite in report.suites_of(place)]
+    facts = report.read_facts(places[0])
+    counts = report.counts_of(suites)
+    worst = report.worst(outcomes)
+    return report.Done(row, kernel.release, chosen.release, worst, facts, counts), suites
+
+
+def _prepare(bench: Bench, row: suite.Row) -> list[Path]:
+    """A directory for each guest of the row, with its job."""
+    options = bench.options
+    tests = options.tests or suite.selection_of(row, smoke=not options.no_smoke)
+    guests = options.guests or suite.guests_for(tests, os.cpu_count() or 1)
+    top = bench.place / "runs" / row.name.replace(" ", "-")
+    cache.remove(top)
+    places = [top / f"guest-{number}" for number in range(1, guests + 1)]
+    settings = row.lack.settings if row.lack else {}
+    for number, place in enumerate(places, 1):
+        place.mkdir(parents=True)
+        share = f"{number}/{guests}" if guests > 1 else ""
+        command = suite.command_of(row, tests, kvm=tools.has_kvm(), share=share)
+        job.write_job(place / "job.tar", bench.project, bench.names, job.Job(command, settings))
+    cache.require_space(top, 2048 * guests, "the guests' changes")
+    return places
 
 
 def _tell(text: str) -> None:
@@ -184,21 +219,17 @@ def run_rows(bench: Bench, rows: Sequence[suite.Row]) -> list[report.Done]:
     """Every row, whatever becomes of the others."""
     if not tools.has_kvm():
         say("no KVM here: the processor is emulated, claims about time are left out")
-    finished = []
+    finished: list[Finished] = []
     for row in rows:
-        done, place = run_row(bench, row)
-        if done.outcome.kind != "ended":
-            said = f"{row.name}: {done.outcome.kind}: {done.outcome.why}"
-            say(f"{said}; last lines of {place / 'console.log'}:\n{done.outcome.tail}")
-        finished.append((done, place))
+        finished.append(run_row(bench, row))
         write_reports(bench, finished)
     return [done for done, _ in finished]
 
 
-def write_reports(bench: Bench, finished: Sequence[tuple[report.Done, Path]]) -> None:
+def write_reports(bench: Bench, finished: Sequence[Finished]) -> None:
     """After every row, so that an interrupted run has told what it knew."""
     target = bench.options.junit or bench.place / "runs" / "junit.xml"
-    text = report.junit([(done, report.suites_of(place)) for done, place in finished])
+    text = report.junit(finished)
     target.write_text(text, encoding="utf-8")
     if bench.options.table:
         page = bench.options.table.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from netns_runtime.errors import StepError
 from tests.vm import cache
@@ -117,6 +117,38 @@ class Archive:
         for deb in sorted(debs.glob("*.deb")):
             cache.run(f"unpack {deb.name}", ["dpkg-deb", "-x", deb, target], remedy=_NETWORK)
         cache.remove(debs)
+
+    def bootstrap(
+        self,
+        release: str,
+        packages: Sequence[str],
+        made: Path,
+        form: Literal["tar", "directory"],
+        left_out: Sequence[str],
+    ) -> None:
+        """A root file system of `release` with these packages and what they depend on.
+
+        `left_out` are directories whose files are not unpacked.
+        """
+        settings = _apt_settings(made.with_name(made.name + ".apt"))
+        words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--format={form}"]
+        words += [f"--include={','.join(packages)}", f"--aptopt={settings}"]
+        words += [f"--dpkgopt=path-exclude=/{name}/*" for name in left_out]
+        words += [release, str(made), "-"]
+        sources = source_lines(self.mirror, [release])
+        try:
+            cache.run(f"root file system of {release}", words, remedy=_NETWORK, given=sources)
+        finally:
+            settings.unlink()
+
+
+def _apt_settings(made: Path) -> Path:
+    """How the user's own apt reaches the network, as a file that mmdebstrap's apt reads."""
+    dumped = cache.run("apt settings", ["apt-config", "dump"], remedy=_NETWORK)
+    kept = [line for line in dumped.splitlines() if line.startswith("Acquire::")]
+    kept = [line for line in kept if "IndexTargets" not in line]
+    made.write_text("\n".join([*kept, 'Acquire::Languages "none";', ""]), encoding="utf-8")
+    return made
 
 
 def open_archive(place: Path) -> Archive:

@@ -1,9 +1,10 @@
 """`scripts/vm-box`: a Vagrant box for libvirt, from distribution packages alone.
 
 A Debian with its stock kernel, sshd, sudo, rsync and the user `vagrant`, whose key is the one that
-vagrant itself ships. GRUB is written where grub-install would put it, so no loop device is
-needed. Ends with 0 and the box's path on standard output, or with 125 and one line; a box that is
-there is not built again.
+vagrant itself ships; and with all that `scripts/bootstrap test` installs for this checkout, so that
+the machine needs no network to run its tests. GRUB is written where grub-install would put it, so
+no loop device is needed. Ends with 0 and the box's path on standard output, or with 125 and one
+line; a box that is there is not built again.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ import shutil
 import struct
 import sys
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from netns_runtime.errors import StepError
-from tests.vm import cache, ending, tools
-from tests.vm.archive import RELEASES, open_archive, source_lines
+from tests.vm import cache, ending, provision, tools
+from tests.vm.archive import open_archive
 from tests.vm.image import file_system
+from tests.vm.provision import NETWORK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.vm.archive import Archive
 
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
 DEBIAN: Final = {"debian12": "bookworm", "debian13": "trixie"}
 _DHCP: Final = {"bookworm": "isc-dhcp-client", "trixie": "dhcpcd-base"}
 PACKAGES: Final = (
@@ -41,8 +45,10 @@ _KEYS: Final = (
 _SECTOR: Final = 512
 _START: Final = 2048
 _GIBIBYTES: Final = 12
-_VERSION: Final = "1"
-_NETWORK: Final = "check the network and the package sources, then run it again"
+_VERSION: Final = "2"
+# Out of a package that would start a daemon, as scripts/bootstrap takes it.
+_PROMTOOL: Final = "usr/bin/promtool"
+_COMPRESSION: Final = ("-c", "-W", "-m", "4", "-o", "compression_type=zstd")
 _COMMAND_LINE: Final = "root=/dev/vda1 rw net.ifnames=0 console=tty0 console=ttyS0"
 _GRUB: Final = f"""\
 set timeout=0
@@ -66,6 +72,20 @@ Vagrant.configure("2") do |config|
   config.vm.provider("libvirt") { |machine| machine.disk_bus = "virtio" }
 end
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which box. A `bare` one has a Debian alone, not what the tests need besides."""
+
+    name: str = "debian12"
+    cloud: bool = False
+    bare: bool = False
+
+    @property
+    def label(self) -> str:
+        parts = (self.name, *("cloud",) * self.cloud, *("bare",) * self.bare)
+        return f"netns-{'-'.join(parts)}"
 
 
 def partition_table(start: int, sectors: int) -> bytes:
@@ -98,13 +118,8 @@ def public_key() -> str:
     raise StepError("vagrant's public key is not there", remedy="apt-get install vagrant")
 
 
-def _tree(tree: Path, archive: Archive, release: str, kernel: str) -> None:
-    words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
-    packages = (*PACKAGES, _DHCP[release], kernel)
-    words += [f"--include={','.join(packages)}", "--dpkgopt=path-exclude=/usr/share/man/*"]
-    words += [release, str(tree), "-"]
-    sources = source_lines(archive.mirror, [r for r in RELEASES if r == release])
-    cache.run(f"root file system of {release}", words, remedy=_NETWORK, given=sources)
+def _tree(tree: Path, archive: Archive, release: str, packages: Sequence[str]) -> None:
+    archive.bootstrap(release, packages, tree, "directory", ("usr/share/man",))
     for name, text in FILES.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text, encoding="utf-8")
@@ -112,7 +127,7 @@ def _tree(tree: Path, archive: Archive, release: str, kernel: str) -> None:
     inside = "useradd -m -s /bin/bash vagrant && install -d -m 700 -o vagrant -g vagrant {0}"
     script = inside.format("/home/vagrant/.ssh") + " && systemctl enable ssh networking"
     script += " && rm -f /etc/ssh/ssh_host_*_key* && ssh-keygen -A -q && apt-get clean"
-    cache.run("user vagrant", ["chroot", str(tree), "sh", "-ec", script], remedy=_NETWORK)
+    cache.run("user vagrant", ["chroot", str(tree), "sh", "-ec", script], remedy=NETWORK)
     keys = tree / "home/vagrant/.ssh/authorized_keys"
     keys.write_text(public_key(), encoding="ascii")
     owner = keys.parent.stat()
@@ -148,7 +163,7 @@ def write_disk(disk: Path, tree: Path, gibibytes: int) -> None:
 
 def _pack(made: Path, disk: Path) -> None:
     image = disk.with_suffix(".qcow2")
-    words = ["qemu-img", "convert", "-c", "-O", "qcow2", str(disk), str(image)]
+    words = ["qemu-img", "convert", *_COMPRESSION, "-O", "qcow2", str(disk), str(image)]
     cache.run("qemu-img", words, remedy="apt-get install qemu-utils")
     disk.unlink()
     parts = {"metadata.json": metadata(_GIBIBYTES), "Vagrantfile": VAGRANTFILE}
@@ -160,22 +175,41 @@ def _pack(made: Path, disk: Path) -> None:
         box.add(image, "box.img")
 
 
-def build_box(place: Path, name: str, *, cloud: bool) -> Path:
+def _provide(tree: Path, place: Path, archive: Archive, release: str) -> None:
+    """All that `scripts/bootstrap test` would download in the machine, so that it need not."""
+    unpacked = tree.with_name("prometheus")
+    archive.unpack([f"prometheus/{release}"], unpacked)
+    shutil.copy2(unpacked / _PROMTOOL, tree / "usr/local/bin/promtool")
+    python = provision.python_of(os.listdir(tree / "usr/bin"))
+    provision.provide(tree, CHECKOUT, "test", provision.gather(place, CHECKOUT, python, "test"))
+
+
+def build_box(place: Path, choice: Choice) -> Path:
     """The box's path, from the cache or built now."""
     if os.geteuid() != 0:
         raise StepError("a root file system is made by root", remedy="run it again with sudo")
-    tools.require(["mmdebstrap", "mke2fs", "qemu-img"])
-    kernel = "linux-image-cloud-amd64" if cloud else "linux-image-amd64"
-    key = cache.key_of(_VERSION, repr(FILES), *PACKAGES, kernel, public_key(), VAGRANTFILE)
-    box = place / "boxes" / f"{name}{'-cloud' if cloud else ''}-{key}.box"
+    tools.require(["mmdebstrap", "mke2fs", "qemu-img", *(() if choice.bare else ("npm",))])
+    release = DEBIAN[choice.name]
+    kernel = "linux-image-cloud-amd64" if choice.cloud else "linux-image-amd64"
+    packages = [*PACKAGES, _DHCP[release], kernel]
+    inputs: list[bytes] = []
+    if not choice.bare:
+        packages += provision.packages(CHECKOUT, "test")
+        inputs += provision.key_parts(CHECKOUT)
+    key = cache.key_of(_VERSION, repr(FILES), *packages, public_key(), VAGRANTFILE, *inputs)
+    box = place / "boxes" / f"{choice.label}-{key}.box"
 
     def build(made: Path) -> None:
-        cache.require_space(place, 6144, f"box {name}")
+        cache.remove_older(box.parent, f"{choice.label}-{'?' * len(key)}.box", box)
+        cache.require_space(place, 6144 if choice.bare else 12288, f"box {choice.label}")
         work = made.with_suffix(".work")
         cache.remove(work)
         work.mkdir()
         try:
-            _tree(work / "tree", open_archive(place), DEBIAN[name], kernel)
+            archive = open_archive(place)
+            _tree(work / "tree", archive, release, packages)
+            if not choice.bare:
+                _provide(work / "tree", place, archive, release)
             write_disk(work / "disk.raw", work / "tree", _GIBIBYTES)
             shutil.rmtree(work / "tree")
             _pack(made, work / "disk.raw")
@@ -189,10 +223,13 @@ def _run(arguments: Sequence[str]) -> int:
     parser = ending.Parser(prog="scripts/vm-box", description=__doc__)
     parser.add_argument("name", nargs="?", default="debian12", choices=tuple(DEBIAN))
     parser.add_argument("--cloud", action="store_true", help="Debian's kernel for clouds")
+    parser.add_argument(
+        "--bare", action="store_true", help="Debian alone: the machine downloads what tests need"
+    )
     options = parser.parse_args(arguments)
     place = cache.open_cache()
     with cache.only_one(place):
-        box = build_box(place, options.name, cloud=options.cloud)
+        box = build_box(place, Choice(options.name, options.cloud, options.bare))
     if not tools.has_kvm():
         ending.say("vm-box", "no KVM here: the Vagrantfile takes QEMU's software emulation")
     sys.stdout.write(f"{box}\n")

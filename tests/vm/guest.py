@@ -1,6 +1,6 @@
-"""Boots one guest in QEMU and waits for its end, whatever that is.
+"""Boots guests in QEMU and waits for their end, whatever that is.
 
-Root and modules are images that the guest cannot change (snapshot=on); the job goes in and the
+Root and modules are images that a guest cannot change (snapshot=on); the job goes in and the
 result comes out as tar on raw disks; one serial port carries the kernel's log, the other what the
 job prints. The outcome is a value: ended with a status, panicked, over its time, or never started.
 """
@@ -21,7 +21,7 @@ from tests.vm import cache
 from tests.vm.tools import QEMU
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tests.vm.image import Boot
@@ -121,14 +121,13 @@ def judge(
     return None
 
 
-def run_guest(machine: Machine, place: Path, tell: Callable[[str], None]) -> Outcome:
-    """Boot it; `tell` gets what the job prints, as it comes. The guest is gone at the end."""
+@contextlib.contextmanager
+def _started(machine: Machine, place: Path) -> Iterator[subprocess.Popen[bytes]]:
     for name in ("console.log", "output.log"):
         (place / name).unlink(missing_ok=True)
     with (place / "result.tar").open("wb") as file:
         file.truncate(RESULT_BYTES)
-    errors = place / "qemu.log"
-    with errors.open("w") as said:
+    with (place / "qemu.log").open("w") as said:
         try:
             process = subprocess.Popen(
                 words_of(machine, place),
@@ -144,38 +143,74 @@ def run_guest(machine: Machine, place: Path, tell: Callable[[str], None]) -> Out
                 f"{error.filename} is not installed", remedy="apt-get install qemu-system-x86"
             ) from error
     try:
-        return _watch(process, machine, place, tell)
+        yield process
     finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _watch(
-    process: subprocess.Popen[bytes], machine: Machine, place: Path, tell: Callable[[str], None]
-) -> Outcome:
-    began = time.monotonic()
-    told = 0
-    while True:
-        lives = process.poll() is None
-        output = read(place / "output.log")
+@dataclass(slots=True)
+class _Watched:
+    """A guest that runs: how much of what it printed was told."""
+
+    machine: Machine
+    place: Path
+    process: subprocess.Popen[bytes]
+    began: float
+    told: int = 0
+
+    def look(self, tell: Callable[[str], None]) -> Outcome | None:
+        """Tell what is new; the outcome once there is one."""
+        lives = self.process.poll() is None
+        output = read(self.place / "output.log")
         whole = len(output) if not lives else output.rfind("\n") + 1
-        if whole > told:
-            tell(output[told:whole])
-            told = whole
+        if whole > self.told:
+            tell(output[self.told : whole])
+            self.told = whole
         outcome = judge(
-            read(place / "console.log"),
+            read(self.place / "console.log"),
             output,
-            seconds=time.monotonic() - began,
-            limit=machine.seconds,
+            seconds=time.monotonic() - self.began,
+            limit=self.machine.seconds,
             lives=lives,
         )
-        if outcome is not None and outcome.kind == "vanished":
-            why = tail_of(read(place / "qemu.log")).replace("\n", " ")
-            return Outcome("vanished", None, outcome.seconds, why or outcome.why, outcome.tail)
-        if outcome is not None:
+        if outcome is None or outcome.kind != "vanished":
             return outcome
-        time.sleep(_POLL)
+        why = tail_of(read(self.place / "qemu.log")).replace("\n", " ")
+        return Outcome("vanished", None, outcome.seconds, why or outcome.why, outcome.tail)
+
+
+def run_guests(
+    machines: Sequence[tuple[Machine, Path]], tell: Callable[[str], None]
+) -> list[Outcome]:
+    """Boot them side by side; `tell` gets what their jobs print, as it comes.
+
+    The outcomes are in the order of `machines`; every guest is gone at the end.
+    """
+    found: dict[Path, Outcome] = {}
+    with contextlib.ExitStack() as stack:
+        guests = [
+            _Watched(
+                machine, place, stack.enter_context(_started(machine, place)), time.monotonic()
+            )
+            for machine, place in machines
+        ]
+        while len(found) < len(guests):
+            for guest in guests:
+                if guest.place in found:
+                    continue
+                outcome = guest.look(tell)
+                if outcome is not None:
+                    found[guest.place] = outcome
+                    _end(guest.process)
+            time.sleep(_POLL)
+    return [found[place] for _, place in machines]
 
 
 def unpack_result(place: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.vm import cache
-from tests.vm.userland import PROJECT
+from tests.vm.provision import PROJECT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from xml.etree import ElementTree
 
@@ -60,6 +60,19 @@ class Done:
         if self.outcome.kind != "ended":
             return self.outcome.kind
         return "passed" if self.status == PASSED else "failed"
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of the guests that shared a row: one that crashed, or ran out of time, or whose tests failed.
+
+    Its `seconds` are those of the one that took longest.
+    """
+
+    def rank(one: Outcome) -> tuple[bool, bool, int]:
+        return one.kind not in ("ended", "timed out"), one.kind != "ended", one.status or 0
+
+    ranked = max(outcomes, key=rank)
+    return replace(ranked, seconds=max(one.seconds for one in outcomes))
 
 
 def read_facts(place: Path) -> dict[str, Any]:

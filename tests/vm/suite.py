@@ -54,6 +54,7 @@ SMOKE: Final = tuple(
 ROWS_DIRECTORY: Final = "tests/vm/rows"
 END_TO_END: Final = (*SMOKE, f"{ROWS_DIRECTORY}/plain.py")
 ALL: Final = (*KERNEL_TESTS, *END_TO_END)
+_MOST_GUESTS: Final = 4
 SLOW: Final = {
     "test_a_later_launch_imports_no_compiler_and_is_quick": "claims 5 ms",
     "test_a_background_command_that_reads_stops_until_it_is_brought_forward": "waits 1 s",
@@ -162,14 +163,21 @@ def selection_of(row: Row, *, smoke: bool = True) -> list[str]:
     return chosen + [test for test in also if smoke or test in KERNEL_TESTS]
 
 
-def command_of(row: Row, tests: Sequence[str], *, kvm: bool, arguments: Sequence[str] = ()) -> str:
-    """The script that a guest runs; its status is pytest's."""
+def guests_for(tests: Sequence[str], cores: int) -> int:
+    """How many guests share these tests: a few claims are not worth another boot."""
+    return max(1, min(cores, _MOST_GUESTS)) if set(KERNEL_TESTS) & set(tests) else 1
+
+
+def command_of(row: Row, tests: Sequence[str], *, kvm: bool, share: str = "") -> str:
+    """The script that a guest runs; its status is pytest's. `share` is `K/N`, all if empty."""
     left_out = () if kvm else SLOW
     words = [".venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
     words += ["--junitxml=/job/out/junit.xml", "-o", "junit_suite_name=netns-runtime"]
     if left_out:
         words += ["-k", " and ".join(f"not {name}" for name in left_out)]
-    words += [*arguments, *tests]
+    if share:
+        words += ["-p", "tests.vm.share", "--share", share]
+    words += tests
     wrapper = row.lack.wrapper if row.lack else ()
     lines = [
         "export NETNS_MUST_WORK=1",

@@ -31,6 +31,13 @@ PACKAGES: Final = {
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
     "dpkg-deb": "dpkg",
+    "npm": "npm",
+    "vagrant": "vagrant",
+    "libvirtd": "libvirt-daemon-system",
+    "virsh": "libvirt-clients",
+    "dnsmasq": "dnsmasq-base",
+    "rsync": "rsync",
+    "ssh": "openssh-client",
 }
 FOR_GUESTS: Final = (QEMU, "mmdebstrap", "busybox", "depmod", "mke2fs", "dpkg-deb")
 _SLOW_BEFORE: Final = 8
@@ -54,7 +61,7 @@ def codename(release: str) -> str:
     return found[1] if found else ""
 
 
-def _install(packages: Sequence[str], options: Sequence[str] = ()) -> None:
+def install(packages: Sequence[str], options: Sequence[str] = ()) -> None:
     shown = " ".join(packages)
     if os.geteuid() != 0:
         raise StepError(f"not installed: {shown}", remedy=f"sudo apt-get install {shown}")
@@ -82,7 +89,7 @@ def require(programs: Sequence[str]) -> None:
     """Install what is missing. Raises StepError."""
     packages = missing(programs)
     if packages:
-        _install(packages)
+        install(packages)
 
 
 def quicken_qemu(archive: Archive) -> None:
@@ -99,7 +106,7 @@ def quicken_qemu(archive: Archive) -> None:
     options += ["-o", "Dir::Etc::SourceParts=/dev/null", "-o", f"Dir::State::Lists={place}/lists"]
     options += ["-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="]
     cache.run("backports", ["apt-get", *options, "-q", "update"], remedy="check the network")
-    _install(["qemu-system-x86"], [*options, "-t", _BACKPORTS[release]])
+    install(["qemu-system-x86"], [*options, "-t", _BACKPORTS[release]])
 
 
 def has_kvm(cpuinfo: str | None = None) -> bool:
