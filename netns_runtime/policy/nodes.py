@@ -57,6 +57,7 @@ _SHAPE_OF: Final = {
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 _BOOLEANS: Final = {"true": True, "false": False}
 
+_LEVELS: Final = "levels of nesting"
 Entry = tuple[yaml.Node, yaml.Node]
 
 
@@ -97,14 +98,17 @@ def _check_bounds(text: str, name: str) -> None:
         aliases += isinstance(event, yaml.AliasEvent)
         nodes += isinstance(event, yaml.NodeEvent)
         for count, limit, what in (
-            (depth, MAX_DEPTH, "levels of nesting"),
+            (depth, MAX_DEPTH, _LEVELS),
             (aliases, MAX_ALIASES, "aliases"),
             (nodes, MAX_NODES, "nodes"),
         ):
             if count > limit:
                 mark = event.start_mark
-                line = mark.line + 1 if mark else 0
-                raise UsageError(f"{name}:{line}: more than {limit} {what}", remedy="simplify it")
+                raise _too_much(name, mark.line + 1 if mark else 0, limit, what)
+
+
+def _too_much(name: str, line: int, limit: int, what: str) -> UsageError:
+    return UsageError(f"{name}:{line}: more than {limit} {what}", remedy="simplify it")
 
 
 def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> UsageError:
@@ -121,6 +125,9 @@ def _syntax_error(error: yaml.YAMLError, text: str, name: str) -> UsageError:
         position = getattr(error, "position", 0)
         line = text.count("\n", 0, position if isinstance(position, int) else 0) + 1
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+    # libyaml's scanner looks ahead; since 0.2.6 it has a limit of its own, which it may meet first.
+    if "nesting depth" in str(problem):
+        return _too_much(name, line, MAX_DEPTH, _LEVELS)
     return UsageError(f"{name}:{line}: {shown(str(problem))}", remedy="correct the YAML")
 
 

@@ -202,6 +202,7 @@ def build_box(place: Path, choice: Choice) -> Path:
     def build(made: Path) -> None:
         cache.remove_older(box.parent, f"{choice.label}-{'?' * len(key)}.box", box)
         cache.require_space(place, 6144 if choice.bare else 12288, f"box {choice.label}")
+        ending.say("vm-box", f"building {choice.label}: some minutes")
         work = made.with_suffix(".work")
         cache.remove(work)
         work.mkdir()
