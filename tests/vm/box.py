@@ -45,9 +45,11 @@ _KEYS: Final = (
 _SECTOR: Final = 512
 _START: Final = 2048
 _GIBIBYTES: Final = 12
-_VERSION: Final = "2"
+_VERSION: Final = "3"
 # Out of a package that would start a daemon, as scripts/bootstrap takes it.
 _PROMTOOL: Final = "usr/bin/promtool"
+_WHEELS: Final = "usr/local/share/netns-runtime/wheels"
+_PIP: Final = f"[global]\nfind-links = /{_WHEELS}\nretries = 1\ntimeout = 10\n"
 _COMPRESSION: Final = ("-c", "-W", "-m", "4", "-o", "compression_type=zstd")
 _COMMAND_LINE: Final = "root=/dev/vda1 rw net.ifnames=0 console=tty0 console=ttyS0"
 _GRUB: Final = f"""\
@@ -181,7 +183,11 @@ def _provide(tree: Path, place: Path, archive: Archive, release: str) -> None:
     archive.unpack([f"prometheus/{release}"], unpacked)
     shutil.copy2(unpacked / _PROMTOOL, tree / "usr/local/bin/promtool")
     python = provision.python_of(os.listdir(tree / "usr/bin"))
-    provision.provide(tree, CHECKOUT, "test", provision.gather(place, CHECKOUT, python, "test"))
+    supply = provision.gather(place, CHECKOUT, python, "test")
+    provision.provide(tree, CHECKOUT, "test", supply)
+    # For another checkout inside, and for the tests that make one.
+    shutil.copytree(supply.wheels[0], tree / _WHEELS)
+    (tree / "etc/pip.conf").write_text(_PIP, encoding="utf-8")
 
 
 def build_box(place: Path, choice: Choice) -> Path:
@@ -196,7 +202,7 @@ def build_box(place: Path, choice: Choice) -> Path:
     if not choice.bare:
         packages += provision.packages(CHECKOUT, "test")
         inputs += provision.key_parts(CHECKOUT)
-    key = cache.key_of(_VERSION, repr(FILES), *packages, public_key(), VAGRANTFILE, *inputs)
+    key = cache.key_of(_VERSION, repr(FILES), _PIP, *packages, public_key(), VAGRANTFILE, *inputs)
     box = place / "boxes" / f"{choice.label}-{key}.box"
 
     def build(made: Path) -> None:

@@ -30,7 +30,7 @@ PACKAGES: Final = (
 )
 # Tools that look at sources or at schemas, and have nothing to do with a kernel.
 _NOT_IN_A_GUEST: Final = (
-    *("ruff", "mypy", "clang-format", "types-"),
+    *("ruff", "mypy", "clang-format", "types-", "setuptools"),
     *("ocsf-json-schema", "jsonschema"),
 )
 _NOT_READ: Final = ("usr/share/man", "usr/share/locale")

@@ -36,7 +36,10 @@ async function main () {
   assert.match(refused.body.toString(), /netns-runtime refused this request by policy/)
   await new Promise((resolve, reject) => session.ping((error) => error ? reject(error) : resolve()))
   const going = new Promise((resolve) => session.once('goaway', (code) => resolve(code)))
-  assert.equal((await ask(session, { ':path': '/goaway' })).body.toString(), 'late')
+  const late = ask(session, { ':path': '/goaway' })
+  // Node 18 ends its own streams when a server goes away, whoever is between them.
+  if (Number(process.versions.node.split('.')[0]) < 20) await assert.rejects(late)
+  else assert.equal((await late).body.toString(), 'late')
   assert.equal(await going, 0)
   const again = connect()
   assert.equal((await ask(again, { ':path': '/n/2' })).body.toString(), '/n/2')
