@@ -46,8 +46,8 @@ _SECTOR: Final = 512
 _START: Final = 2048
 _GIBIBYTES: Final = 12
 _VERSION: Final = "3"
-# Out of a package that would start a daemon, as scripts/bootstrap takes it.
-_PROMTOOL: Final = "usr/bin/promtool"
+# Out of a package that may start a daemon, as scripts/bootstrap takes it.
+_PROMTOOL: Final = {"bookworm": "prometheus", "trixie": "promtool"}
 _WHEELS: Final = "usr/local/share/netns-runtime/wheels"
 _PIP: Final = f"[global]\nfind-links = /{_WHEELS}\nretries = 1\ntimeout = 10\n"
 _COMPRESSION: Final = ("-c", "-W", "-m", "4", "-o", "compression_type=zstd")
@@ -121,7 +121,8 @@ def public_key() -> str:
 
 
 def _tree(tree: Path, archive: Archive, release: str, packages: Sequence[str]) -> None:
-    archive.bootstrap(release, packages, tree, "directory", ("usr/share/man",))
+    # With the manual pages: a Java without their directory cannot be configured.
+    archive.bootstrap(release, packages, tree, "directory", ())
     for name, text in FILES.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text, encoding="utf-8")
@@ -179,9 +180,9 @@ def _pack(made: Path, disk: Path) -> None:
 
 def _provide(tree: Path, place: Path, archive: Archive, release: str) -> None:
     """All that `scripts/bootstrap test` would download in the machine, so that it need not."""
-    unpacked = tree.with_name("prometheus")
-    archive.unpack([f"prometheus/{release}"], unpacked)
-    shutil.copy2(unpacked / _PROMTOOL, tree / "usr/local/bin/promtool")
+    unpacked = tree.with_name("promtool")
+    archive.unpack([f"{_PROMTOOL[release]}/{release}"], unpacked)
+    shutil.copy2(unpacked / "usr/bin/promtool", tree / "usr/local/bin/promtool")
     python = provision.python_of(os.listdir(tree / "usr/bin"))
     supply = provision.gather(place, CHECKOUT, python, "test")
     provision.provide(tree, CHECKOUT, "test", supply)

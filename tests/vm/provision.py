@@ -13,13 +13,13 @@ import shutil
 import sys
 import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.vm import cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 PROJECT: Final = "project"
 INPUTS: Final = (
@@ -27,6 +27,9 @@ INPUTS: Final = (
     "tests/e2e/node/package.json",
 )
 NETWORK: Final = "check the network and the package sources, then run it again"
+_PIP_FOR: Final = Path(__file__).with_name("pip_for.py")
+# Raised when what is downloaded for the same needs changes.
+_VERSION: Final = "2"
 _SUPPLY: Final = "supply"
 _PIP: Final = "check pip's configuration and the network"
 _NPM: Final = "check npm's configuration and the network"
@@ -83,11 +86,11 @@ def download_wheels(place: Path, python: str, wanted: Sequence[str]) -> Path:
 
     def download(made: Path) -> None:
         made.mkdir()
-        words = [sys.executable, "-m", "pip", "-q", "download", "-d", str(made)]
+        words = [sys.executable, str(_PIP_FOR), python, "-q", "download", "-d", str(made)]
         words += [*wheel_options(python), *wanted]
         cache.run("wheels from PyPI", words, remedy=_PIP)
 
-    return cache.built(place / f"wheels-{python}-{cache.key_of(python, *wanted)}", download)
+    return cache.built(place / f"wheels-{python}-{cache.key_of(_VERSION, *wanted)}", download)
 
 
 def download_npm(place: Path, project: Path) -> Path:
