@@ -1,8 +1,8 @@
 """pip, as if it ran on another Python: `python pip_for.py 3.13 download …`.
 
 `pip download --python-version` chooses wheels for that Python but judges environment markers by the
-one it runs on (a known limit of pip's), so that what is needed `; python_version >= "3.13"` would be
-missing. Where pip's own parts have other names than those used here, it ends with AttributeError.
+one it runs on (a known limit of pip): what is needed `; python_version >= "3.13"` would be missing.
+Where pip's own parts have other names than those used here, it ends with AttributeError.
 """
 
 from __future__ import annotations
