@@ -127,6 +127,10 @@ _PLAIN: Final = {
 }
 
 
+# OpenSSL 3.2 and newer say only that the record layer failed; of a first record, that it is no TLS.
+_AFTER: Final = {"record layer failure": "decryption failed or bad record mac"}
+
+
 def words_of(error: ssl.SSLError) -> str:
     """OpenSSL's reason, or ours where that is clearer."""
     text = _message_of(error) or "unknown"
@@ -140,4 +144,5 @@ def in_words(error: ssl.SSLError) -> TlsError:
         return TlsError("the server insists on a client certificate (alert certificate_required)")
     if alert is not None:
         return TlsError(f"TLS alert {alert}", alert)
-    return TlsError(f"TLS: {words_of(error)}")
+    text = _message_of(error)
+    return TlsError(f"TLS: {_AFTER.get(text) or words_of(error)}")
