@@ -278,7 +278,9 @@ def test_two_captures_at_once_have_the_same(shell: Running, name: str, tmp_path:
         one.end()
         other.end()
     for file in files:
-        assert len(fields(file, 'http.request.uri == "/both"', "frame.number")) == 1
+        assert (
+            len(fields(file, 'http.request and http.request.uri == "/both"', "frame.number")) == 1
+        )
 
 
 def test_standard_output_can_be_piped(shell: Running, name: str, tmp_path: Path) -> None:
