@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from netns_runtime.errors import StepError
-from tests.vm import box, tools
+from tests.vm import box, guest, tools
 from tests.vm.__main__ import main
 from tests.vm.archive import Archive
 from tests.vm.cache import built
-from tests.vm.image import build_boot
+from tests.vm.guest import words_of
+from tests.vm.image import Boot, build_boot
 from tests.vm.kernels import choose, offered
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Machine:
         self.apt()
         for name in tools.PACKAGES:
             self.has(name, f"echo {name} version 10.0")
+        # What is said to be run in namespaces is run.
+        self.has("unshare", 'while case $1 in -*) ;; *) false ;; esac; do shift; done; exec "$@"')
 
     def was_asked(self, words: str) -> bool:
         return self.calls.exists() and words in self.calls.read_text()
@@ -282,3 +285,22 @@ def test_a_box_without_network_or_space_is_one_line_and_leaves_nothing(
     assert status == 125
     assert line.startswith("vm-box: box netns-debian12: needs 12288 MiB below "), line
     assert list((machine.cache / "boxes").iterdir()) == []
+
+
+def test_what_is_half_made_has_nothing_of_this_machine_mounted_in_it(
+    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmdebstrap binds /sys into the tree; removing that after a kill would be removing cgroups."""
+    machine.has_all()
+    monkeypatch.setattr(box, "public_key", lambda: "ssh-rsa AAAA vagrant\n")
+    machine.has("mmdebstrap", 'touch "$TMPDIR/begun"; echo "E: cut off" >&2; exit 1')
+    assert told(capsys, box.main)[0] == 125
+    assert machine.was_asked("unshare --mount --propagation=private mmdebstrap ")
+    assert list((machine.cache / "boxes").iterdir()) == []
+
+
+def test_a_guest_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """SIGKILL leaves no emulator behind that burns two cores for half an hour."""
+    boot = Boot(*[tmp_path] * 3)
+    words = words_of(guest.Machine(boot, tmp_path), tmp_path)
+    assert words[:3] == ["setpriv", "--pdeathsig", "KILL"]

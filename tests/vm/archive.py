@@ -131,15 +131,24 @@ class Archive:
         `left_out` are directories whose files are not unpacked.
         """
         settings = _apt_settings(made.with_name(made.name + ".apt"))
-        words = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--format={form}"]
+        scratch = made.with_name(made.name + ".tmp")
+        cache.remove(scratch)
+        scratch.mkdir()
+        # It binds the machine's own /sys into the tree: in a mount namespace that binding ends with
+        # it, however it ends, before anybody removes what was half made.
+        words = ["unshare", "--mount", "--propagation=private"]
+        words += ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--format={form}"]
         words += [f"--include={','.join(packages)}", f"--aptopt={settings}"]
         words += [f"--dpkgopt=path-exclude=/{name}/*" for name in left_out]
         words += [release, str(made), "-"]
+        step = f"root file system of {release}"
         sources = source_lines(self.mirror, [release])
+        environment = {**os.environ, "TMPDIR": str(scratch)}
         try:
-            cache.run(f"root file system of {release}", words, remedy=_NETWORK, given=sources)
+            cache.run(step, words, remedy=_NETWORK, given=sources, env=environment)
         finally:
             settings.unlink()
+            cache.remove(scratch)
 
 
 def _apt_settings(made: Path) -> Path:

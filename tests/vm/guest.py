@@ -63,7 +63,9 @@ class Outcome:
 
 def words_of(machine: Machine, place: Path) -> list[str]:
     """QEMU's command line; `place` has the job and gets the logs."""
-    words = ["nice", "-n", "15", QEMU, "-nodefaults", "-no-user-config", "-display", "none"]
+    # A guest does not outlive whoever watches its time.
+    words = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "15"]
+    words += [QEMU, "-nodefaults", "-no-user-config", "-display", "none"]
     words += ["-no-reboot", "-m", str(machine.memory), "-smp", str(machine.cores)]
     accel = ["kvm", "host"] if machine.kvm else ["tcg,thread=multi", "max"]
     words += ["-accel", accel[0], "-cpu", accel[1]]

@@ -32,6 +32,8 @@ PACKAGES: Final = {
     "qemu-img": "qemu-utils",
     "dpkg-deb": "dpkg",
     "npm": "npm",
+    "unshare": "util-linux",
+    "setpriv": "util-linux",
     "vagrant": "vagrant",
     "libvirtd": "libvirt-daemon-system",
     "virsh": "libvirt-clients",

@@ -164,7 +164,16 @@ def _run(arguments: Sequence[str]) -> int:
         try:
             validate_all(environment)
             tests = [] if options.all else (options.tests or _TESTS)
-            words = ["unshare", *_NAMESPACES, "sh", str(WORLD), str(world)]
+            words = [
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "unshare",
+                *_NAMESPACES,
+                "sh",
+                str(WORLD),
+                str(world),
+            ]
             words += [sys.executable, "-m", "tests.vm.vagrant", "--inside", *tests]
             return subprocess.run(words, env=environment, cwd=CHECKOUT, check=False).returncode
         finally:
